@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Condition types. All of them are set from the first reconcile on.
+const (
+	// ConditionAccepted: the spec can be carried out on this node. Set by the controller.
+	ConditionAccepted = "Accepted"
+	// ConditionTargetReady: the claim is bound, fit and attached by its holder. Set by the controller.
+	ConditionTargetReady = "TargetReady"
+	// ConditionAgentReady: the agent of the node is there. Set by the controller.
+	ConditionAgentReady = "AgentReady"
+	// ConditionModuleLoaded: the kernel module is loaded. Set by the agent.
+	ConditionModuleLoaded = "ModuleLoaded"
+	// ConditionCaptured: memory is (or was) frozen for this dump. Set by the agent.
+	ConditionCaptured = "Captured"
+	// ConditionSucceeded is Unknown while the dump runs; then its reason is the outcome.
+	ConditionSucceeded = "Succeeded"
+)
+
+// Reasons of the condition Succeeded.
+const (
+	ReasonPending  = "Pending"  // Unknown: waiting for node, target or agent
+	ReasonRunning  = "Running"  // Unknown: the agent is at work
+	ReasonComplete = "Complete" // True
+
+	// Reasons with which the dump ended without success.
+	ReasonNodeNotFound      = "NodeNotFound"
+	ReasonNodeNotReady      = "NodeNotReady"
+	ReasonNodeRebooted      = "NodeRebooted"
+	ReasonUnsupportedNode   = "UnsupportedNode"
+	ReasonTargetNotFound    = "TargetNotFound"
+	ReasonTargetWrongMode   = "TargetWrongMode"
+	ReasonTargetWrongNode   = "TargetWrongNode"
+	ReasonTargetTooSmall    = "TargetTooSmall"
+	ReasonTargetInUse       = "TargetInUse"
+	ReasonTargetNotEmpty    = "TargetNotEmpty"
+	ReasonTargetNotBound    = "TargetNotBound"
+	ReasonTargetInvalid     = "TargetInvalid" // not a usable block device
+	ReasonModuleNotFound    = "ModuleNotFound"
+	ReasonModuleRejected    = "ModuleRejected"
+	ReasonLockedDown        = "LockedDown"
+	ReasonUnsupportedKernel = "UnsupportedKernel"
+	ReasonStopFailed        = "StopFailed" // a CPU could not be held
+	ReasonOutOfMemory       = "OutOfMemory"
+	ReasonReserveExhausted  = "ReserveExhausted"
+	ReasonDeadlineExceeded  = "DeadlineExceeded"
+	ReasonCanceled          = "Canceled"
+	ReasonAgentLost         = "AgentLost"
+	ReasonIOError           = "IOError"
+	ReasonVerifyFailed      = "VerifyFailed" // what was read back differs from what was written
+	ReasonInternalError     = "InternalError"
+)

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// ContentProfile names a set of page classes.
+// +kubebuilder:validation:Enum=Kernel;Full
+type ContentProfile string
+
+const (
+	// ContentKernel is kernel memory only: no user, page cache, free and zero pages (dump level 31).
+	ContentKernel ContentProfile = "Kernel"
+	// ContentFull is all of RAM but zero pages (dump level 1). Pages that user space or devices
+	// write are not from the one instant; they are counted as uncovered.
+	ContentFull ContentProfile = "Full"
+)
+
+// Consistency says what happens when the reserve is used up.
+// +kubebuilder:validation:Enum=Strict;BestEffort
+type Consistency string
+
+const (
+	// ConsistencyStrict fails the dump (reason ReserveExhausted).
+	ConsistencyStrict Consistency = "Strict"
+	// ConsistencyBestEffort goes on; the page is lost, counted and left out.
+	ConsistencyBestEffort Consistency = "BestEffort"
+)
+
+// Compression of the dumped pages.
+// +kubebuilder:validation:Enum=Zstd;Zlib;Snappy;None
+type Compression string
+
+// The codecs that crash, drgn and makedumpfile read.
+const (
+	CompressionZstd   Compression = "Zstd"
+	CompressionZlib   Compression = "Zlib"
+	CompressionSnappy Compression = "Snappy"
+	CompressionNone   Compression = "None"
+)
+
+// OverwritePolicy says what may be on the target before the first byte is written.
+// +kubebuilder:validation:Enum=Never;IfEmptyOrLiveDump
+type OverwritePolicy string
+
+const (
+	// OverwriteNever accepts only a target without any signature.
+	OverwriteNever OverwritePolicy = "Never"
+	// OverwriteIfEmptyOrLiveDump also accepts an earlier dump of livedump.
+	OverwriteIfEmptyOrLiveDump OverwritePolicy = "IfEmptyOrLiveDump"
+)
+
+// DesiredState is what the user wants of the dump.
+// +kubebuilder:validation:Enum=Run;Cancel
+type DesiredState string
+
+// A dump runs until it is canceled; a canceled one does not run again.
+const (
+	DesiredStateRun    DesiredState = "Run"
+	DesiredStateCancel DesiredState = "Cancel"
+)
+
+// PersistentVolumeClaimTarget is a claim in the namespace of the LiveDump.
+type PersistentVolumeClaimTarget struct {
+	// name of a claim with volumeMode Block.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+}
+
+// Target is where the dump goes. Exactly one member is set.
+// +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:MaxProperties=1
+type Target struct {
+	// persistentVolumeClaim is a block volume that is written from its first byte on.
+	// +optional
+	PersistentVolumeClaim *PersistentVolumeClaimTarget `json:"persistentVolumeClaim,omitempty"`
+}
+
+// Content says what is dumped.
+type Content struct {
+	// profile names the page classes to dump.
+	// +optional
+	// +kubebuilder:default=Kernel
+	Profile ContentProfile `json:"profile,omitempty"`
+}
+
+// Reserve limits the memory that holds copies while the node is frozen.
+type Reserve struct {
+	// limitBytes is the most that the session may allocate for copies and page tables, in bytes.
+	// 0: a share of the node's free memory.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	LimitBytes int64 `json:"limitBytes,omitempty"`
+}
+
+// LiveDumpSpec is what the user asks for. It cannot be changed, but for desiredState from Run to Cancel.
+// +kubebuilder:validation:XValidation:rule="self.nodeName == oldSelf.nodeName && self.target == oldSelf.target && self.content == oldSelf.content && self.consistency == oldSelf.consistency && self.compression == oldSelf.compression && has(self.reserve) == has(oldSelf.reserve) && (!has(self.reserve) || self.reserve == oldSelf.reserve) && self.timeoutSeconds == oldSelf.timeoutSeconds && has(self.ttlSecondsAfterFinished) == has(oldSelf.ttlSecondsAfterFinished) && (!has(self.ttlSecondsAfterFinished) || self.ttlSecondsAfterFinished == oldSelf.ttlSecondsAfterFinished) && self.overwritePolicy == oldSelf.overwritePolicy",message="spec is immutable, except desiredState"
+// +kubebuilder:validation:XValidation:rule="oldSelf.desiredState != 'Cancel' || self.desiredState == 'Cancel'",message="a canceled LiveDump cannot run again"
+type LiveDumpSpec struct {
+	// nodeName is the node whose memory is dumped.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName,omitempty"`
+
+	// target is where the dump goes.
+	// +required
+	Target Target `json:"target,omitzero"`
+
+	// content says which pages are dumped.
+	// +optional
+	// +kubebuilder:default={}
+	Content Content `json:"content,omitzero"`
+
+	// consistency says what happens when the reserve is used up.
+	// +optional
+	// +kubebuilder:default=Strict
+	Consistency Consistency `json:"consistency,omitempty"`
+
+	// compression of the pages.
+	// +optional
+	// +kubebuilder:default=Zstd
+	Compression Compression `json:"compression,omitempty"`
+
+	// reserve limits the memory used for copies.
+	// +optional
+	Reserve *Reserve `json:"reserve,omitempty"`
+
+	// timeoutSeconds is the longest time from acceptance to the end, in seconds.
+	// +optional
+	// +kubebuilder:default=1800
+	// +kubebuilder:validation:Minimum=30
+	// +kubebuilder:validation:Maximum=86400
+	TimeoutSeconds int32 `json:"timeoutSeconds,omitempty"`
+
+	// ttlSecondsAfterFinished deletes the LiveDump (never the data on the target) this long after its end, in seconds.
+	// Unset: it stays.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`
+
+	// overwritePolicy says what may be on the target beforehand.
+	// +optional
+	// +kubebuilder:default=IfEmptyOrLiveDump
+	OverwritePolicy OverwritePolicy `json:"overwritePolicy,omitempty"`
+
+	// desiredState is Run, or Cancel to end the dump early.
+	// +optional
+	// +kubebuilder:default=Run
+	DesiredState DesiredState `json:"desiredState,omitempty"`
+}
+
+// NodeIdentity is the node as it was when the dump was accepted.
+type NodeIdentity struct {
+	// bootID of the node; another one later means that it was rebooted.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	BootID string `json:"bootID,omitempty"`
+	// kernelRelease is uname -r of the node.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	KernelRelease string `json:"kernelRelease,omitempty"`
+}
+
+// TargetStatus is what the controller found for the target and hands to the agent.
+type TargetStatus struct {
+	// persistentVolumeName is the volume bound to the claim.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	PersistentVolumeName string `json:"persistentVolumeName,omitempty"`
+	// capacityBytes of the volume.
+	// +optional
+	CapacityBytes int64 `json:"capacityBytes,omitempty"`
+	// holderPodUID is the UID of the pod that keeps the claim attached to the node.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	HolderPodUID string `json:"holderPodUID,omitempty"`
+}
+
+// Progress of a running dump, written at most once a second.
+type Progress struct {
+	// pagesTotal to be dumped, known after the freeze.
+	// +optional
+	PagesTotal int64 `json:"pagesTotal,omitempty"`
+	// pagesWritten so far.
+	// +optional
+	PagesWritten int64 `json:"pagesWritten,omitempty"`
+	// bytesWritten to the target so far.
+	// +optional
+	BytesWritten int64 `json:"bytesWritten,omitempty"`
+	// percent of pagesTotal.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	Percent int32 `json:"percent,omitempty"`
+	// lastUpdateTime of this record.
+	// +optional
+	LastUpdateTime metav1.Time `json:"lastUpdateTime,omitzero"`
+}
+
+// PageClassCount is the number of pages of one class as of the stop.
+type PageClassCount struct {
+	// class as in the module: Kernel, Cache, CachePrivate, User, Hugetlb, Free, Offline, Hwpoison, Self, Unmapped.
+	// +required
+	// +kubebuilder:validation:MaxLength=32
+	Class string `json:"class,omitempty"`
+	// pages of this class.
+	// +required
+	Pages int64 `json:"pages"`
+	// dumped says whether the class is in the dump.
+	// +optional
+	// +kubebuilder:validation:Enum=Dumped;Excluded
+	Disposition string `json:"disposition,omitempty"`
+}
+
+// Result of a finished dump. All numbers were measured.
+type Result struct {
+	// format of the dump: kdump-compressed v6.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Format string `json:"format,omitempty"`
+	// sizeBytes on the target, from its first byte on.
+	// +optional
+	SizeBytes int64 `json:"sizeBytes,omitempty"`
+	// sha256 of these bytes, read back from the target, in hex.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	SHA256 string `json:"sha256,omitempty"`
+	// freezeMicroseconds is the longest time that any CPU was held.
+	// +optional
+	FreezeMicroseconds int64 `json:"freezeMicroseconds,omitempty"`
+	// frozenAt is the instant of the memory image.
+	// +optional
+	FrozenAt *metav1.MicroTime `json:"frozenAt,omitempty"`
+	// pagesDumped are in the dump.
+	// +optional
+	PagesDumped int64 `json:"pagesDumped"`
+	// pagesLost could not be kept and are left out of the dump.
+	// +optional
+	PagesLost int64 `json:"pagesLost"`
+	// pagesUncovered are in the dump but can be written through mappings that are not protected,
+	// so they may not be from the one instant.
+	// +optional
+	PagesUncovered int64 `json:"pagesUncovered"`
+	// pagesByClass of all RAM, as of the stop.
+	// +optional
+	// +listType=map
+	// +listMapKey=class
+	// +kubebuilder:validation:MaxItems=16
+	PagesByClass []PageClassCount `json:"pagesByClass,omitempty"`
+	// device identifies the block device that holds the dump.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	Device string `json:"device,omitempty"`
+}
+
+// LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more.
+type LiveDumpStatus struct {
+	// conditions: Accepted, TargetReady, AgentReady, ModuleLoaded, Captured, Succeeded.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// observedGeneration of the spec that the controller has seen.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// startTime is when the dump was accepted.
+	// +optional
+	StartTime *metav1.Time `json:"startTime,omitempty"`
+	// completionTime is when it ended.
+	// +optional
+	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
+	// node as it was at acceptance.
+	// +optional
+	Node NodeIdentity `json:"node,omitzero"`
+	// target as the controller found it.
+	// +optional
+	Target TargetStatus `json:"target,omitzero"`
+	// session is the UUID of the session in the kernel; it is also in the module's log lines.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Session string `json:"session,omitempty"`
+	// progress of the running dump.
+	// +optional
+	Progress Progress `json:"progress,omitzero"`
+	// result of the finished dump.
+	// +optional
+	Result *Result `json:"result,omitempty"`
+}
+
+// LiveDump is one consistent image of the memory of one node's running kernel.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=ld,categories=livedump
+// +kubebuilder:selectablefield:JSONPath=".spec.nodeName"
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
+// +kubebuilder:printcolumn:name="Status",type=string,JSONPath=`.status.conditions[?(@.type=="Succeeded")].reason`
+// +kubebuilder:printcolumn:name="Progress",type=integer,JSONPath=`.status.progress.percent`
+// +kubebuilder:printcolumn:name="Size",type=integer,JSONPath=`.status.result.sizeBytes`
+// +kubebuilder:printcolumn:name="Freeze(us)",type=integer,JSONPath=`.status.result.freezeMicroseconds`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type LiveDump struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitzero"`
+
+	// spec is what is asked for.
+	// +required
+	Spec LiveDumpSpec `json:"spec,omitzero"`
+	// status is what was seen.
+	// +optional
+	Status LiveDumpStatus `json:"status,omitzero"`
+}
+
+// LiveDumpList is a list of LiveDumps.
+// +kubebuilder:object:root=true
+type LiveDumpList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitzero"`
+	Items           []LiveDump `json:"items"`
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * livedump - userspace ABI of /dev/livedump
+ *
+ * One session at a time.  A session belongs to the open file that prepared it:
+ *
+ *	open -> PREPARE -> FREEZE -> NEXT ... NEXT -> THAW -> close
+ *
+ * When the last reference to the file goes away, whatever the step, the session
+ * ends and the page tables are as they were before PREPARE.
+ *
+ * Every structure starts with its size in bytes as the caller knows it.  The
+ * kernel refuses a size it does not know with EINVAL.  Reserved fields and
+ * unknown flags must be zero (EINVAL).  All integers are host-endian, all
+ * structures have the same layout for 32- and 64-bit callers.
+ */
+#ifndef _UAPI_LIVEDUMP_H
+#define _UAPI_LIVEDUMP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define LIVEDUMP_ABI_VERSION	1
+#define LIVEDUMP_DEVICE		"livedump"	/* /dev/livedump */
+#define LIVEDUMP_PAGE_SIZE	4096
+
+/*
+ * Dump level: classes left out of the dump, makedumpfile's bits.  Zero pages
+ * (bit 0) are recognised by the reader of the session, not by the module.
+ * Pages that cannot be read safely (hwpoison, offline) are always left out.
+ */
+#define LIVEDUMP_EXCLUDE_ZERO		(1U << 0)
+#define LIVEDUMP_EXCLUDE_CACHE		(1U << 1)	/* page cache without private data */
+#define LIVEDUMP_EXCLUDE_CACHE_PRIVATE	(1U << 2)	/* all page cache */
+#define LIVEDUMP_EXCLUDE_USER		(1U << 3)	/* anonymous and hugetlb pages */
+#define LIVEDUMP_EXCLUDE_FREE		(1U << 4)
+#define LIVEDUMP_EXCLUDE_ALL		0x1fU		/* the default */
+
+/* What a page is, by its struct page as of the stop. */
+enum livedump_class {
+	LIVEDUMP_CLASS_UNKNOWN		= 0,	/* not classified yet; never reported */
+	LIVEDUMP_CLASS_KERNEL		= 1,
+	LIVEDUMP_CLASS_CACHE		= 2,
+	LIVEDUMP_CLASS_CACHE_PRIVATE	= 3,
+	LIVEDUMP_CLASS_USER		= 4,
+	LIVEDUMP_CLASS_HUGETLB		= 5,
+	LIVEDUMP_CLASS_FREE		= 6,
+	LIVEDUMP_CLASS_OFFLINE		= 7,
+	LIVEDUMP_CLASS_HWPOISON		= 8,
+	LIVEDUMP_CLASS_SELF		= 9,	/* this session's own reserve and tables */
+	LIVEDUMP_CLASS_UNMAPPED		= 10,	/* RAM without a mapping in the direct map */
+	LIVEDUMP_NR_CLASSES		= 11,
+};
+#define LIVEDUMP_CLASS_SLOTS	16		/* size of the by-class arrays below */
+
+/* What happens when the reserve is used up. */
+enum livedump_mode {
+	LIVEDUMP_MODE_STRICT		= 0,	/* the dump fails, the node does not */
+	LIVEDUMP_MODE_BEST_EFFORT	= 1,	/* the page is lost: counted and listed */
+};
+
+enum livedump_state {
+	LIVEDUMP_STATE_IDLE		= 0,	/* no session */
+	LIVEDUMP_STATE_PREPARED		= 1,
+	LIVEDUMP_STATE_FROZEN		= 2,
+	LIVEDUMP_STATE_THAWED		= 3,	/* restored, statistics still readable */
+};
+
+/* Why a frozen session can no longer give a good dump (livedump_stats.failure). */
+enum livedump_failure {
+	LIVEDUMP_FAILURE_NONE		= 0,
+	LIVEDUMP_FAILURE_RESERVE	= 1,	/* strict, and the reserve was used up */
+	LIVEDUMP_FAILURE_DEADLINE	= 2,	/* thawed by the deadline */
+};
+
+/*
+ * PREPARE: allocate everything, look at the page tables, register the fault hook.
+ *
+ * EPERM        kernel lockdown (confidentiality) forbids reading kernel memory
+ * EBUSY        there is a session already
+ * EOPNOTSUPP   this kernel or machine cannot be dumped (Xen PV, no tracepoint,
+ *              stacks in the direct map, a page-table bit in use, ...); the
+ *              reason is in the kernel log
+ * ENOMEM       not enough free memory for the reserve
+ */
+struct livedump_prepare {
+	__u32 size;
+	__u32 abi_version;	/* LIVEDUMP_ABI_VERSION */
+	__u32 exclude;		/* LIVEDUMP_EXCLUDE_* */
+	__u32 mode;		/* enum livedump_mode */
+	__u64 reserve_bytes;	/* limit for copies and tables; 0: a share of free memory */
+	__u64 deadline_ms;	/* from FREEZE to the forced thaw; 0: one hour */
+	__u8  uuid[16];		/* names the session in logs and statistics */
+	/* out */
+	__u64 max_pfn;		/* one more than the last page frame of RAM */
+	__u64 ram_pages;
+	__u64 reserve_pages;	/* pages the reserve really has */
+	__u64 overhead_bytes;	/* memory held besides the reserve */
+	__u64 prepare_ns;
+	__u64 reserved[4];
+};
+
+/*
+ * FREEZE: the stop.  EAGAIN: a CPU did not arrive in time, nothing was changed
+ * (statistics name it); ENOSPC: the reserve cannot hold even the copies of the stop.
+ */
+struct livedump_freeze {
+	__u32 size;
+	__u32 nr_cpus;			/* out: CPUs with registers in the notes */
+	/* out */
+	__u64 stop_ns;			/* longest time any CPU was held */
+	__u64 classify_ns;
+	__u64 notes_bytes;		/* size for LIVEDUMP_IOC_NOTES */
+	__u64 pages_to_dump;		/* pages NEXT will report, lost ones included */
+	__u64 class_pages[LIVEDUMP_CLASS_SLOTS];
+	__u64 realtime_ns;		/* wall clock at the stop */
+	__u64 reserved[4];
+};
+
+/* NOTES: ELF notes: NT_PRSTATUS of each online CPU in order (pr_pid = cpu + 1), VMCOREINFO. */
+struct livedump_notes {
+	__u32 size;
+	__u32 reserved0;
+	__u64 buf;			/* user address */
+	__u64 buf_bytes;		/* in: room; out: bytes written.  ENOSPC: too small */
+	__u64 vmcoreinfo_offset;	/* out: of the VMCOREINFO text in buf */
+	__u64 vmcoreinfo_bytes;		/* out */
+	char  utsname[6][65];		/* out: sysname nodename release version machine domainname */
+	__u8  reserved[10];
+};
+
+#define LIVEDUMP_PAGE_COPY	(1U << 0)	/* came from the reserve */
+#define LIVEDUMP_PAGE_LOST	(1U << 1)	/* content is gone: no data, leave it out */
+#define LIVEDUMP_PAGE_UNCOVERED	(1U << 2)	/* written through a mapping that is not
+						 * protected: may not be of the one instant */
+
+struct livedump_page {
+	__u64 pfn;
+	__u32 class_id;			/* enum livedump_class */
+	__u32 flags;			/* LIVEDUMP_PAGE_* */
+};
+
+/*
+ * NEXT: the next pages, at most max_pages.  Page i's content is at
+ * buf + i * LIVEDUMP_PAGE_SIZE.  Several threads may call it at once; each page is
+ * reported exactly once.  nr_pages == 0 means that all have been reported.
+ *
+ * ENODATA  the session failed (see livedump_stats.failure)
+ * EFAULT   bad buffer; pages of this call are not lost, they come again
+ */
+struct livedump_next {
+	__u32 size;
+	__u32 max_pages;		/* 1 .. LIVEDUMP_NEXT_MAX */
+	__u64 buf;			/* user address, max_pages * LIVEDUMP_PAGE_SIZE */
+	__u64 pages;			/* user address of struct livedump_page[max_pages] */
+	__u32 nr_pages;			/* out */
+	__u32 reserved0;
+	__u64 reserved[2];
+};
+#define LIVEDUMP_NEXT_MAX	1024
+
+/* STATS: readable in every state by the owner of the session. */
+struct livedump_stats {
+	__u32 size;
+	__u32 state;			/* enum livedump_state */
+	__u32 failure;			/* enum livedump_failure */
+	__u32 stop_attempts;
+	__u64 stop_ns;			/* longest time any CPU was held */
+	__u64 rendezvous_ns;		/* parts of it: until the last CPU arrived, */
+	__u64 copies_ns;		/* pages copied, */
+	__u64 entries_ns;		/* entries changed, */
+	__u64 flush_ns;			/* until the last CPU had flushed its TLB */
+	__u64 entries_pud;		/* changed in the stop, by level */
+	__u64 entries_pmd;
+	__u64 entries_pte;
+	__u64 stop_copies;		/* pages copied in the stop */
+	__u64 faults;			/* faults mended */
+	__u64 fault_copies;
+	__u64 fault_pushdowns;
+	__u64 fault_splits;
+	__u64 fault_excluded;		/* released without a copy: the class is left out */
+	__u64 copies;			/* in all */
+	__u64 reserve_pages;
+	__u64 reserve_low;		/* fewest free reserve pages seen */
+	__u64 lost_pages;
+	__u64 uncovered_pages;		/* to be dumped, reachable by unprotected mappings */
+	__u64 pages_to_dump;
+	__u64 pages_reported;
+	__u64 class_pages[LIVEDUMP_CLASS_SLOTS];
+	__u64 missing_cpus;		/* bit per CPU (of the first 64) that missed the last stop */
+	__u64 tables_split;		/* huge entries split before the stop or by faults */
+	__u64 tables_joined;		/* of these, joined again by thaw */
+	__u64 thaw_ns;
+	__u64 reserved[8];
+};
+
+#define LIVEDUMP_IOC_MAGIC	0xd6
+#define LIVEDUMP_IOC_PREPARE	_IOWR(LIVEDUMP_IOC_MAGIC, 1, struct livedump_prepare)
+#define LIVEDUMP_IOC_FREEZE	_IOWR(LIVEDUMP_IOC_MAGIC, 2, struct livedump_freeze)
+#define LIVEDUMP_IOC_NOTES	_IOWR(LIVEDUMP_IOC_MAGIC, 3, struct livedump_notes)
+#define LIVEDUMP_IOC_NEXT	_IOWR(LIVEDUMP_IOC_MAGIC, 4, struct livedump_next)
+#define LIVEDUMP_IOC_STATS	_IOWR(LIVEDUMP_IOC_MAGIC, 5, struct livedump_stats)
+#define LIVEDUMP_IOC_THAW	_IO(LIVEDUMP_IOC_MAGIC, 6)
+
+#endif /* _UAPI_LIVEDUMP_H */
