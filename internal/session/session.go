@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package session is the Go side of /dev/livedump: one frozen image of the kernel's memory.
+//
+// A session goes Prepare, Freeze, Notes, Next until it returns 0, Thaw, Close. The kernel ends it, whatever
+// the step, when the file is closed or its owner dies; then all page tables are as they were.
+package session
+
+import (
+	"fmt"
+	"time"
+)
+
+// Session is one session of the kernel module. Next may be called by several goroutines at once; the other
+// methods are called by one goroutine at a time. Errors can be matched with errors.Is against the Err
+// variables of this package.
+type Session interface {
+	// Prepare allocates the reserve and installs the fault hook.
+	// ErrLockedDown, ErrBusy, ErrUnsupported, ErrNoMemory.
+	Prepare(Options) (Prepared, error)
+	// Freeze stops the machine for an instant and protects its memory.
+	// ErrStopFailed, ErrReserveExhausted.
+	Freeze() (Frozen, error)
+	// Notes returns registers of all CPUs and VMCOREINFO, as of the stop.
+	Notes() (Notes, error)
+	// Next fills data with the content of up to len(pages) pages: pages[i] is at data[i*PageSize]. It returns
+	// how many it filled; 0 without an error means that every page has been reported. len(data) must be at
+	// least len(pages)*PageSize. ErrReserveExhausted, ErrDeadlineExceeded.
+	Next(data []byte, pages []Page) (int, error)
+	// Stats can be read in every state, after Thaw too.
+	Stats() (Stats, error)
+	// Thaw ends the protection and restores all page tables. Thawing what is not frozen is no error.
+	Thaw() error
+	// Close ends the session, thawing it first if needed.
+	Close() error
+}
+
+// DumpLevel is the set of page classes that are left out, with makedumpfile's bits.
+type DumpLevel uint32
+
+// The bits of DumpLevel. Zero pages are recognised by whoever reads the session, not by the module.
+const (
+	ExcludeZero         DumpLevel = 1 << 0
+	ExcludeCache        DumpLevel = 1 << 1 // page cache without private data
+	ExcludeCachePrivate DumpLevel = 1 << 2 // all page cache
+	ExcludeUser         DumpLevel = 1 << 3 // anonymous and hugetlb pages
+	ExcludeFree         DumpLevel = 1 << 4
+	ExcludeAll          DumpLevel = 31
+)
+
+// Mode says what happens when the reserve is used up.
+type Mode uint32
+
+const (
+	// Strict fails the dump.
+	Strict Mode = 0
+	// BestEffort loses the page: it is counted, reported and left out.
+	BestEffort Mode = 1
+)
+
+// Class is what a page was by its struct page as of the stop.
+type Class uint32
+
+// Classes, named as in the API.
+const (
+	ClassUnknown Class = iota
+	ClassKernel
+	ClassCache
+	ClassCachePrivate
+	ClassUser
+	ClassHugetlb
+	ClassFree
+	ClassOffline
+	ClassHwpoison
+	ClassSelf
+	ClassUnmapped
+	NumClasses
+)
+
+var classNames = [NumClasses]string{"Unknown", "Kernel", "Cache", "CachePrivate", "User", "Hugetlb", "Free",
+	"Offline", "Hwpoison", "Self", "Unmapped"}
+
+func (c Class) String() string {
+	if c < NumClasses {
+		return classNames[c]
+	}
+	return fmt.Sprintf("Class(%d)", uint32(c))
+}
+
+// Dumped says whether pages of this class are in a dump of the level.
+func (c Class) Dumped(level DumpLevel) bool {
+	switch c {
+	case ClassKernel:
+		return true
+	case ClassCache:
+		return level&(ExcludeCache|ExcludeCachePrivate) == 0
+	case ClassCachePrivate:
+		return level&ExcludeCachePrivate == 0
+	case ClassUser, ClassHugetlb:
+		return level&ExcludeUser == 0
+	case ClassFree:
+		return level&ExcludeFree == 0
+	}
+	return false
+}
+
+// PageFlags tell how a page was obtained.
+type PageFlags uint32
+
+const (
+	// PageCopy: the content came from the reserve.
+	PageCopy PageFlags = 1 << 0
+	// PageLost: the content is gone; there is no data.
+	PageLost PageFlags = 1 << 1
+	// PageUncovered: reachable through a mapping that is not protected, so it may not be of the one instant.
+	PageUncovered PageFlags = 1 << 2
+)
+
+// Page describes one page of a batch. Its layout is that of struct livedump_page.
+type Page struct {
+	PFN   uint64
+	Class Class
+	Flags PageFlags
+}
+
+// Options of Prepare.
+type Options struct {
+	Level DumpLevel
+	Mode  Mode
+	// ReserveBytes limits the memory for copies and page tables; 0 leaves it to the module.
+	ReserveBytes uint64
+	// Deadline from Freeze to the forced thaw; 0 leaves it to the module.
+	Deadline time.Duration
+	UUID     [16]byte
+}
+
+// Prepared is what Prepare found.
+type Prepared struct {
+	MaxPFN        uint64 // one more than the last page frame of RAM
+	RAMPages      uint64
+	ReservePages  uint64
+	OverheadBytes uint64 // memory held besides the reserve
+	Took          time.Duration
+}
+
+// Frozen is what Freeze measured.
+type Frozen struct {
+	CPUs        int
+	Stop        time.Duration // longest time that any CPU was held
+	Classify    time.Duration
+	NotesBytes  uint64
+	PagesToDump uint64 // pages that Next will report, lost ones included
+	ClassPages  [NumClasses]uint64
+	At          time.Time // wall clock at the stop
+}
+
+// Utsname as of the stop.
+type Utsname struct {
+	Sysname, Nodename, Release, Version, Machine, Domainname string
+}
+
+// Notes are ELF notes: NT_PRSTATUS of each CPU in order, and VMCOREINFO.
+type Notes struct {
+	Data             []byte
+	VMCoreInfoOffset uint64 // of the VMCOREINFO text in Data
+	VMCoreInfoBytes  uint64
+	Utsname          Utsname
+}
+
+// State of the session in the kernel.
+type State uint32
+
+const (
+	StateIdle State = iota
+	StatePrepared
+	StateFrozen
+	StateThawed
+)
+
+func (s State) String() string {
+	switch s {
+	case StateIdle:
+		return "idle"
+	case StatePrepared:
+		return "prepared"
+	case StateFrozen:
+		return "frozen"
+	case StateThawed:
+		return "thawed"
+	}
+	return fmt.Sprintf("state(%d)", uint32(s))
+}
+
+// Failure is why a frozen session can no longer give a good dump.
+type Failure uint32
+
+const (
+	FailureNone     Failure = 0
+	FailureReserve  Failure = 1 // strict, and the reserve was used up
+	FailureDeadline Failure = 2 // thawed by the deadline
+)
+
+func (f Failure) String() string {
+	switch f {
+	case FailureNone:
+		return "none"
+	case FailureReserve:
+		return "reserve"
+	case FailureDeadline:
+		return "deadline"
+	}
+	return fmt.Sprintf("failure(%d)", uint32(f))
+}
+
+// Stats of the session; names, units and meaning as in struct livedump_stats.
+type Stats struct {
+	State        State
+	Failure      Failure
+	StopAttempts uint32
+
+	Stop       time.Duration // longest time that any CPU was held; the next four are parts of it
+	Rendezvous time.Duration // until the last CPU arrived
+	CopiesTook time.Duration
+	Entries    time.Duration
+	Flush      time.Duration // until the last CPU had flushed its TLB
+
+	EntriesPUD, EntriesPMD, EntriesPTE uint64 // changed in the stop
+
+	StopCopies     uint64 // pages copied in the stop
+	Faults         uint64 // faults mended
+	FaultCopies    uint64
+	FaultPushdowns uint64
+	FaultSplits    uint64
+	FaultExcluded  uint64 // released without a copy, the class being left out
+	Copies         uint64
+	ReservePages   uint64
+	ReserveLow     uint64 // fewest free reserve pages seen
+	LostPages      uint64
+	UncoveredPages uint64
+	PagesToDump    uint64
+	PagesReported  uint64
+	ClassPages     [NumClasses]uint64
+	MissingCPUs    uint64 // bit per CPU (of the first 64) that missed the last stop
+	TablesSplit    uint64 // huge entries split
+	TablesJoined   uint64 // of these, joined again by the thaw
+	Thaw           time.Duration
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sessiontest is a session on memory that the test makes up. It keeps the rules of the real one: steps in
+// order, every page once, the content of the stop, thawed at the latest by Close.
+package sessiontest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"livedump.io/internal/session"
+)
+
+// Memory is a machine's RAM, and what is to go wrong with it. Set the fields before the session starts.
+type Memory struct {
+	// Pages of RAM by page frame number; the content is what they hold at the stop. nil is a page of zeros.
+	Pages map[uint64][]byte
+	// Classes of pages; a page without one is of the kernel.
+	Classes map[uint64]session.Class
+	// Flags that Next reports for pages (lost, uncovered).
+	Flags map[uint64]session.PageFlags
+	// CPUs with registers in the notes; 0 means 1.
+	CPUs int
+	// Utsname of the machine.
+	Utsname session.Utsname
+	// VMCoreInfo text.
+	VMCoreInfo string
+
+	// Errors to return instead of doing the step: prepare, freeze, notes, stats, thaw.
+	PrepareError, FreezeError, NotesError, ThawError error
+	// NextError ends the session after NextPages pages.
+	NextError error
+	NextPages uint64
+	// OnNext is called with the number of pages reported so far, before every batch.
+	OnNext func(reported uint64)
+
+	mu       sync.Mutex
+	sessions int
+	open     bool
+	frozen   bool
+	thaws    int
+}
+
+// Sessions is how many sessions were opened.
+func (m *Memory) Sessions() int { m.mu.Lock(); defer m.mu.Unlock(); return m.sessions }
+
+// Frozen says whether the memory is frozen now.
+func (m *Memory) Frozen() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.frozen }
+
+// Open says whether a session is open now.
+func (m *Memory) Open() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.open }
+
+// Thaws counts how often frozen memory was thawed.
+func (m *Memory) Thaws() int { m.mu.Lock(); defer m.mu.Unlock(); return m.thaws }
+
+// NewSession opens a session, of which there is at most one.
+func (m *Memory) NewSession() (session.Session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.open {
+		return nil, fmt.Errorf("sessiontest: open: %w", session.ErrBusy)
+	}
+	m.open = true
+	m.sessions++
+	return &fake{m: m}, nil
+}
+
+type fake struct {
+	m *Memory
+
+	mu       sync.Mutex
+	state    session.State
+	options  session.Options
+	queue    []uint64
+	snapshot map[uint64][]byte
+	reported uint64
+	lost     uint64
+	failure  session.Failure
+	classes  [session.NumClasses]uint64
+	toDump   uint64
+	closed   bool
+}
+
+func (f *fake) Prepare(o session.Options) (session.Prepared, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state != session.StateIdle || f.closed {
+		return session.Prepared{}, errors.New("sessiontest: prepare: wrong state")
+	}
+	if f.m.PrepareError != nil {
+		return session.Prepared{}, f.m.PrepareError
+	}
+	f.state, f.options = session.StatePrepared, o
+	var maxPFN uint64
+	for pfn := range f.m.Pages {
+		maxPFN = max(maxPFN, pfn+1)
+	}
+	return session.Prepared{MaxPFN: maxPFN, RAMPages: uint64(len(f.m.Pages)), ReservePages: 64,
+		Took: time.Millisecond}, nil
+}
+
+func (f *fake) class(pfn uint64) session.Class {
+	if c, ok := f.m.Classes[pfn]; ok {
+		return c
+	}
+	return session.ClassKernel
+}
+
+func (f *fake) Freeze() (session.Frozen, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state != session.StatePrepared {
+		return session.Frozen{}, errors.New("sessiontest: freeze: not prepared")
+	}
+	if f.m.FreezeError != nil {
+		return session.Frozen{}, f.m.FreezeError
+	}
+	f.state = session.StateFrozen
+	f.m.mu.Lock()
+	f.m.frozen = true
+	f.m.mu.Unlock()
+	f.snapshot = map[uint64][]byte{}
+	for pfn, data := range f.m.Pages {
+		class := f.class(pfn)
+		f.classes[class]++
+		if !class.Dumped(f.options.Level) {
+			continue
+		}
+		f.queue = append(f.queue, pfn)
+		f.snapshot[pfn] = slices.Clone(data)
+	}
+	slices.Sort(f.queue)
+	// Copies of the reserve come before the sweep, so pages do not come in order.
+	for i := 0; i+7 < len(f.queue); i += 13 {
+		f.queue[i], f.queue[i+7] = f.queue[i+7], f.queue[i]
+	}
+	f.toDump = uint64(len(f.queue))
+	return session.Frozen{CPUs: f.cpus(), Stop: 1500 * time.Microsecond, NotesBytes: uint64(len(f.notes())),
+		PagesToDump: f.toDump, ClassPages: f.classes, At: time.Unix(1700000000, 123456000)}, nil
+}
+
+func (f *fake) cpus() int { return max(1, f.m.CPUs) }
+
+// note is an ELF note, name and content padded to four bytes.
+func note(name string, kind uint32, desc []byte) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, uint32(len(name)+1))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(desc)))
+	b = binary.LittleEndian.AppendUint32(b, kind)
+	b = append(b, name...)
+	b = append(b, 0)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	b = append(b, desc...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+func (f *fake) notes() []byte {
+	var b []byte
+	for cpu := range f.cpus() {
+		prstatus := make([]byte, 336)
+		binary.LittleEndian.PutUint32(prstatus[32:], uint32(cpu+1)) // pr_pid
+		b = append(b, note("CORE", 1, prstatus)...)
+	}
+	return append(b, note("VMCOREINFO", 0, []byte(f.m.VMCoreInfo))...)
+}
+
+func (f *fake) Notes() (session.Notes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state != session.StateFrozen {
+		return session.Notes{}, errors.New("sessiontest: notes: not frozen")
+	}
+	if f.m.NotesError != nil {
+		return session.Notes{}, f.m.NotesError
+	}
+	data := f.notes()
+	size := uint64(len(f.m.VMCoreInfo))
+	return session.Notes{Data: data, VMCoreInfoOffset: uint64(len(data)) - (size+3)/4*4, VMCoreInfoBytes: size,
+		Utsname: f.m.Utsname}, nil
+}
+
+func (f *fake) Next(data []byte, pages []session.Page) (int, error) {
+	f.mu.Lock()
+	hook, reported := f.m.OnNext, f.reported
+	f.mu.Unlock()
+	if hook != nil {
+		hook(reported)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state != session.StateFrozen {
+		return 0, errors.New("sessiontest: next: not frozen")
+	}
+	if f.m.NextError != nil && f.reported >= f.m.NextPages {
+		if errors.Is(f.m.NextError, session.ErrReserveExhausted) {
+			f.failure = session.FailureReserve
+		}
+		return 0, f.m.NextError
+	}
+	n := 0
+	for n < len(pages) && len(f.queue) > 0 {
+		pfn := f.queue[0]
+		f.queue = f.queue[1:]
+		flags := f.m.Flags[pfn]
+		pages[n] = session.Page{PFN: pfn, Class: f.class(pfn), Flags: flags}
+		page := data[n*session.PageSize : (n+1)*session.PageSize]
+		if flags&session.PageLost != 0 {
+			f.lost++ // the buffer keeps what it held: a caller that uses it is wrong
+		} else {
+			clear(page[copy(page, f.snapshot[pfn]):])
+		}
+		f.reported++
+		n++
+	}
+	return n, nil
+}
+
+func (f *fake) Stats() (session.Stats, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var uncovered uint64
+	for _, flags := range f.m.Flags {
+		if flags&session.PageUncovered != 0 {
+			uncovered++
+		}
+	}
+	return session.Stats{State: f.state, Failure: f.failure, Stop: 1500 * time.Microsecond, StopAttempts: 1,
+		LostPages: f.lost, UncoveredPages: uncovered, PagesToDump: f.toDump, PagesReported: f.reported,
+		ClassPages: f.classes, Faults: 7, Copies: 3, TablesSplit: 2, TablesJoined: 2}, nil
+}
+
+func (f *fake) thaw() {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	if f.m.frozen {
+		f.m.frozen = false
+		f.m.thaws++
+	}
+}
+
+func (f *fake) Thaw() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.m.ThawError != nil {
+		return f.m.ThawError
+	}
+	if f.state == session.StateFrozen || f.state == session.StatePrepared {
+		f.state = session.StateThawed
+	}
+	f.thaw()
+	return nil
+}
+
+func (f *fake) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return errors.New("sessiontest: closed twice")
+	}
+	f.closed = true
+	f.thaw()
+	f.m.mu.Lock()
+	f.m.open = false
+	f.m.mu.Unlock()
+	return nil
+}
