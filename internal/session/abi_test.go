@@ -62,8 +62,8 @@ var abiStructs = []struct {
 }
 
 var abiNumbers = map[string]uint64{
-	"LIVEDUMP_IOC_PREPARE": iocPrepare, "LIVEDUMP_IOC_FREEZE": iocFreeze, "LIVEDUMP_IOC_NOTES": iocNotes,
-	"LIVEDUMP_IOC_NEXT": iocNext, "LIVEDUMP_IOC_STATS": iocStats, "LIVEDUMP_IOC_THAW": iocThaw,
+	"LIVEDUMP_IOC_PREPARE": uint64(iocPrepare), "LIVEDUMP_IOC_FREEZE": uint64(iocFreeze), "LIVEDUMP_IOC_NOTES": uint64(iocNotes),
+	"LIVEDUMP_IOC_NEXT": uint64(iocNext), "LIVEDUMP_IOC_STATS": uint64(iocStats), "LIVEDUMP_IOC_THAW": uint64(iocThaw),
 	"LIVEDUMP_ABI_VERSION": abiVersion, "LIVEDUMP_PAGE_SIZE": PageSize, "LIVEDUMP_NEXT_MAX": MaxBatch,
 	"LIVEDUMP_CLASS_SLOTS":  classSlots,
 	"LIVEDUMP_EXCLUDE_ZERO": uint64(ExcludeZero), "LIVEDUMP_EXCLUDE_CACHE": uint64(ExcludeCache),
