@@ -18,6 +18,16 @@ const (
 	ConditionSucceeded = "Succeeded"
 )
 
+// Reasons of conditions on the way to the end.
+const (
+	ReasonAccepted      = "Accepted"      // Accepted, True
+	ReasonWaitingInLine = "WaitingInLine" // Accepted, Unknown: another LiveDump has the node
+	ReasonAttached      = "Attached"      // TargetReady, True
+	ReasonAgentReady    = "AgentReady"    // AgentReady, True
+	// ReasonNotReached closes a condition that was still Unknown when the dump ended.
+	ReasonNotReached = "NotReached"
+)
+
 // Reasons of the condition Succeeded.
 const (
 	ReasonPending  = "Pending"  // Unknown: waiting for node, target or agent
@@ -25,29 +35,30 @@ const (
 	ReasonComplete = "Complete" // True
 
 	// Reasons with which the dump ended without success.
-	ReasonNodeNotFound      = "NodeNotFound"
-	ReasonNodeNotReady      = "NodeNotReady"
-	ReasonNodeRebooted      = "NodeRebooted"
-	ReasonUnsupportedNode   = "UnsupportedNode"
-	ReasonTargetNotFound    = "TargetNotFound"
-	ReasonTargetWrongMode   = "TargetWrongMode"
-	ReasonTargetWrongNode   = "TargetWrongNode"
-	ReasonTargetTooSmall    = "TargetTooSmall"
-	ReasonTargetInUse       = "TargetInUse"
-	ReasonTargetNotEmpty    = "TargetNotEmpty"
-	ReasonTargetNotBound    = "TargetNotBound"
-	ReasonTargetInvalid     = "TargetInvalid" // not a usable block device
-	ReasonModuleNotFound    = "ModuleNotFound"
-	ReasonModuleRejected    = "ModuleRejected"
-	ReasonLockedDown        = "LockedDown"
-	ReasonUnsupportedKernel = "UnsupportedKernel"
-	ReasonStopFailed        = "StopFailed" // a CPU could not be held
-	ReasonOutOfMemory       = "OutOfMemory"
-	ReasonReserveExhausted  = "ReserveExhausted"
-	ReasonDeadlineExceeded  = "DeadlineExceeded"
-	ReasonCanceled          = "Canceled"
-	ReasonAgentLost         = "AgentLost"
-	ReasonIOError           = "IOError"
-	ReasonVerifyFailed      = "VerifyFailed" // what was read back differs from what was written
-	ReasonInternalError     = "InternalError"
+	ReasonNamespaceNotAllowed = "NamespaceNotAllowed"
+	ReasonNodeNotFound        = "NodeNotFound"
+	ReasonNodeNotReady        = "NodeNotReady"
+	ReasonNodeRebooted        = "NodeRebooted"
+	ReasonUnsupportedNode     = "UnsupportedNode"
+	ReasonTargetNotFound      = "TargetNotFound"
+	ReasonTargetWrongMode     = "TargetWrongMode"
+	ReasonTargetWrongNode     = "TargetWrongNode"
+	ReasonTargetTooSmall      = "TargetTooSmall"
+	ReasonTargetInUse         = "TargetInUse"
+	ReasonTargetNotEmpty      = "TargetNotEmpty"
+	ReasonTargetNotBound      = "TargetNotBound"
+	ReasonTargetInvalid       = "TargetInvalid" // not a usable block device
+	ReasonModuleNotFound      = "ModuleNotFound"
+	ReasonModuleRejected      = "ModuleRejected"
+	ReasonLockedDown          = "LockedDown"
+	ReasonUnsupportedKernel   = "UnsupportedKernel"
+	ReasonStopFailed          = "StopFailed" // a CPU could not be held
+	ReasonOutOfMemory         = "OutOfMemory"
+	ReasonReserveExhausted    = "ReserveExhausted"
+	ReasonDeadlineExceeded    = "DeadlineExceeded"
+	ReasonCanceled            = "Canceled"
+	ReasonAgentLost           = "AgentLost"
+	ReasonIOError             = "IOError"
+	ReasonVerifyFailed        = "VerifyFailed" // what was read back differs from what was written
+	ReasonInternalError       = "InternalError"
 )

@@ -2,6 +2,8 @@
 
 // Package v1alpha1 is the livedump.io/v1alpha1 API.
 // +kubebuilder:object:generate=true
+// +kubebuilder:ac:generate=true
+// +kubebuilder:ac:output:package=applyconfiguration
 // +groupName=livedump.io
 package v1alpha1
 
@@ -14,6 +16,9 @@ import (
 var (
 	// GroupVersion of the types in this package.
 	GroupVersion = schema.GroupVersion{Group: "livedump.io", Version: "v1alpha1"}
+
+	// SchemeGroupVersion is the same under the name that generated code looks for.
+	SchemeGroupVersion = GroupVersion
 
 	schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
 		s.AddKnownTypes(GroupVersion, &LiveDump{}, &LiveDumpList{})

@@ -64,16 +64,16 @@ const (
 
 // PersistentVolumeClaimTarget is a claim in the namespace of the LiveDump.
 type PersistentVolumeClaimTarget struct {
-	// name of a claim with volumeMode Block.
+	// claimName is the name of a claim with volumeMode Block.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="!format.dns1123Subdomain().validate(self).hasValue()",message="claimName must be a valid object name (lower-case letters, digits, '-' and '.')"
 	ClaimName string `json:"claimName,omitempty"`
 }
 
 // Target is where the dump goes. Exactly one member is set.
-// +kubebuilder:validation:MinProperties=1
-// +kubebuilder:validation:MaxProperties=1
+// +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim)",message="exactly one target must be set: persistentVolumeClaim"
 type Target struct {
 	// persistentVolumeClaim is a block volume that is written from its first byte on.
 	// +optional
@@ -98,43 +98,51 @@ type Reserve struct {
 }
 
 // LiveDumpSpec is what the user asks for. It cannot be changed, but for desiredState from Run to Cancel.
-// +kubebuilder:validation:XValidation:rule="self.nodeName == oldSelf.nodeName && self.target == oldSelf.target && self.content == oldSelf.content && self.consistency == oldSelf.consistency && self.compression == oldSelf.compression && has(self.reserve) == has(oldSelf.reserve) && (!has(self.reserve) || self.reserve == oldSelf.reserve) && self.timeoutSeconds == oldSelf.timeoutSeconds && has(self.ttlSecondsAfterFinished) == has(oldSelf.ttlSecondsAfterFinished) && (!has(self.ttlSecondsAfterFinished) || self.ttlSecondsAfterFinished == oldSelf.ttlSecondsAfterFinished) && self.overwritePolicy == oldSelf.overwritePolicy",message="spec is immutable, except desiredState"
-// +kubebuilder:validation:XValidation:rule="oldSelf.desiredState != 'Cancel' || self.desiredState == 'Cancel'",message="a canceled LiveDump cannot run again"
+// +kubebuilder:validation:XValidation:rule="has(self.reserve) == has(oldSelf.reserve) && (!has(self.reserve) || self.reserve == oldSelf.reserve)",fieldPath=".reserve",message="reserve is immutable: create another LiveDump"
+// +kubebuilder:validation:XValidation:rule="has(self.ttlSecondsAfterFinished) == has(oldSelf.ttlSecondsAfterFinished) && (!has(self.ttlSecondsAfterFinished) || self.ttlSecondsAfterFinished == oldSelf.ttlSecondsAfterFinished)",fieldPath=".ttlSecondsAfterFinished",message="ttlSecondsAfterFinished is immutable: create another LiveDump"
 type LiveDumpSpec struct {
 	// nodeName is the node whose memory is dumped.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="!format.dns1123Subdomain().validate(self).hasValue()",message="nodeName must be a valid object name (lower-case letters, digits, '-' and '.')"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="nodeName is immutable: create another LiveDump"
 	NodeName string `json:"nodeName,omitempty"`
 
 	// target is where the dump goes.
 	// +required
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="target is immutable: create another LiveDump"
 	Target Target `json:"target,omitzero"`
 
 	// content says which pages are dumped.
 	// +optional
 	// +kubebuilder:default={}
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="content is immutable: create another LiveDump"
 	Content Content `json:"content,omitzero"`
 
 	// consistency says what happens when the reserve is used up.
 	// +optional
 	// +kubebuilder:default=Strict
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="consistency is immutable: create another LiveDump"
 	Consistency Consistency `json:"consistency,omitempty"`
 
 	// compression of the pages.
 	// +optional
 	// +kubebuilder:default=Zstd
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="compression is immutable: create another LiveDump"
 	Compression Compression `json:"compression,omitempty"`
 
 	// reserve limits the memory used for copies.
 	// +optional
 	Reserve *Reserve `json:"reserve,omitempty"`
 
-	// timeoutSeconds is the longest time from acceptance to the end, in seconds.
+	// timeoutSeconds is the longest time from acceptance (status.startTime) to the end, in seconds.
+	// Waiting for another LiveDump of the same node does not count.
 	// +optional
 	// +kubebuilder:default=1800
 	// +kubebuilder:validation:Minimum=30
 	// +kubebuilder:validation:Maximum=86400
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="timeoutSeconds is immutable: create another LiveDump"
 	TimeoutSeconds int32 `json:"timeoutSeconds,omitempty"`
 
 	// ttlSecondsAfterFinished deletes the LiveDump (never the data on the target) this long after its end, in seconds.
@@ -146,11 +154,13 @@ type LiveDumpSpec struct {
 	// overwritePolicy says what may be on the target beforehand.
 	// +optional
 	// +kubebuilder:default=IfEmptyOrLiveDump
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="overwritePolicy is immutable: create another LiveDump"
 	OverwritePolicy OverwritePolicy `json:"overwritePolicy,omitempty"`
 
 	// desiredState is Run, or Cancel to end the dump early.
 	// +optional
 	// +kubebuilder:default=Run
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf || self == 'Cancel'",message="a canceled LiveDump cannot run again: create another LiveDump"
 	DesiredState DesiredState `json:"desiredState,omitempty"`
 }
 
@@ -172,7 +182,7 @@ type TargetStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	PersistentVolumeName string `json:"persistentVolumeName,omitempty"`
-	// capacityBytes of the volume.
+	// capacityBytes of the volume, in bytes.
 	// +optional
 	CapacityBytes int64 `json:"capacityBytes,omitempty"`
 	// holderPodUID is the UID of the pod that keeps the claim attached to the node.
@@ -211,7 +221,7 @@ type PageClassCount struct {
 	// pages of this class.
 	// +required
 	Pages int64 `json:"pages"`
-	// dumped says whether the class is in the dump.
+	// disposition says whether the class is in the dump.
 	// +optional
 	// +kubebuilder:validation:Enum=Dumped;Excluded
 	Disposition string `json:"disposition,omitempty"`
@@ -303,6 +313,7 @@ type LiveDumpStatus struct {
 // +kubebuilder:printcolumn:name="Progress",type=integer,JSONPath=`.status.progress.percent`
 // +kubebuilder:printcolumn:name="Size",type=integer,JSONPath=`.status.result.sizeBytes`
 // +kubebuilder:printcolumn:name="Freeze(us)",type=integer,JSONPath=`.status.result.freezeMicroseconds`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Succeeded")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type LiveDump struct {
 	metav1.TypeMeta   `json:",inline"`
