@@ -33,6 +33,8 @@ type Config struct {
 	// Dir keeps the console's log and the initramfs. Empty: a temporary
 	// directory, which Stop removes.
 	Dir string
+	// Console is the file of the serial console's log; empty: console.log in Dir.
+	Console string
 	// MemoryMiB is the guest's RAM; 0: 1024.
 	MemoryMiB int
 	// CPUs is the number of virtual CPUs; 0: 2.
@@ -341,7 +343,8 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB) + "M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", c.Kernel.Image(), "-initrd", initramfs, "-append", strings.Join(words, " "),
-		"-serial", "file:" + g.consolePath(),
+		"-chardev", "file,id=console,path=" + strings.ReplaceAll(g.consolePath(), ",", ",,"),
+		"-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,path=" + filepath.Join(sockets, "qmp"),
 		"-mon", "chardev=qmp,mode=control",
 		"-device", "virtio-serial-pci",
@@ -402,8 +405,8 @@ func (g *Guest) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 
 // explain adds the end of what QEMU and the guest's console said to an error.
 func (g *Guest) explain(err error) error {
-	for _, name := range []string{"qemu.log", "console.log"} {
-		b, readErr := os.ReadFile(filepath.Join(g.dir, name))
+	for _, file := range []string{filepath.Join(g.dir, "qemu.log"), g.consolePath()} {
+		b, readErr := os.ReadFile(file)
 		if readErr != nil || len(b) == 0 {
 			continue
 		}
@@ -411,7 +414,7 @@ func (g *Guest) explain(err error) error {
 		if len(b) > tail {
 			b = b[len(b)-tail:]
 		}
-		err = fmt.Errorf("%w\n--- %s:\n%s", err, name, strings.TrimSpace(string(b)))
+		err = fmt.Errorf("%w\n--- %s:\n%s", err, filepath.Base(file), strings.TrimSpace(string(b)))
 	}
 	return err
 }
@@ -422,7 +425,12 @@ func (g *Guest) event(name string, _ json.RawMessage) {
 	g.events = append(g.events, name)
 }
 
-func (g *Guest) consolePath() string { return filepath.Join(g.dir, "console.log") }
+func (g *Guest) consolePath() string {
+	if g.config.Console != "" {
+		return g.config.Console
+	}
+	return filepath.Join(g.dir, "console.log")
+}
 
 // ConsolePath returns the file of the serial console's log.
 func (g *Guest) ConsolePath() string { return g.consolePath() }

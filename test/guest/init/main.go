@@ -125,6 +125,7 @@ func mountRest() error {
 		{"tmpfs", "/run", "tmpfs", "mode=0755"},
 		{"tmpfs", "/tmp", "tmpfs", "mode=1777"},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", ""},
+		{"securityfs", "/sys/kernel/security", "securityfs", ""},
 		{"debugfs", "/sys/kernel/debug", "debugfs", ""},
 		{"tracefs", "/sys/kernel/tracing", "tracefs", ""},
 		{"bpf", "/sys/fs/bpf", "bpf", ""},
