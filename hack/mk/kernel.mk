@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# The kernel module, for Debian's cloud kernel of a series, and its tests in a guest.
+
+# Series of the kernel; the module is built for it and the guest boots it.
+KERNEL ?= 6.1
+# Memory of the guest in MiB, and its virtual CPUs.
+RAM ?= 2048
+CPUS ?= 2
+
+.PHONY: kmod kmod-test kmod-check test-kernel host-packages
+host-packages: ## Install the Debian packages that build and tests need
+	@hack/install-host-packages
+
+kmod: ## Build the module for KERNEL (bin/kmod/<release>/livedump.ko)
+	@hack/build-kmod $(KERNEL) kmod bin/kmod
+
+# Test-only modules.
+kmod-test:
+	@hack/build-kmod $(KERNEL) kmod/test bin/kmod-test
+
+kmod-check: ## Build the modules with W=1 and sparse; any warning is an error
+	@hack/build-kmod --check $(KERNEL) kmod bin/kmod
+	@hack/build-kmod --check $(KERNEL) kmod/test bin/kmod-test
+	@echo "kmod-check: no warnings on kernel $(KERNEL)"
