@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which virtual ranges exist and how each mapping of a page is covered:
+ *
+ *	direct map, vmemmap	protected (wrprotect.c)
+ *	static per-CPU areas	stay writable; copied in the stop, each by its CPU
+ *	tables of the two	stay writable; copied in the stop
+ *	idle tasks		stay writable: entering a fault from the idle loop
+ *				writes the task itself; copied in the stop
+ *	kernel stacks		are written through the vmalloc area, and a fault on the
+ *				stack is a double fault: the used part of every
+ *				stack is copied in the stop
+ *	vmalloc, modules,	not covered yet: their pages are known (ld_uncovered),
+ *	kernel image		reported with a flag and counted
+ *
+ * "Hot" pages stay writable in the direct map: all that is written on the way from a
+ * fault's first instruction to our probe, and all that the probe writes.
+ */
+#include <linux/mm.h>
+#include <linux/percpu.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task_stack.h>
+#include <linux/vmalloc.h>
+#include <asm/irq_regs.h>
+#include <asm/pgtable.h>
+#include "compat.h"
+#include "livedump.h"
+
+struct ld_va_range ld_direct_map, ld_vmemmap;
+
+/* Per-CPU areas end where reserved memory ends, and never later than this. */
+#define PERCPU_MAX_PAGES	(SZ_4M >> PAGE_SHIFT)
+
+struct ld_pfns {
+	unsigned long first, end;
+};
+
+static struct ld_pfns percpu_area[NR_CPUS];
+static struct ld_pfns idle_task_pages[NR_CPUS];
+static unsigned long *stop_pfns;	/* copied by the leader */
+static unsigned long nr_stop_pfns, room_stop_pfns;
+static atomic_t copy_error;
+
+/*
+ * The static per-CPU area of a CPU, in the direct map.  Its bounds are not
+ * exported, but it was allocated at boot and what was not needed of it was freed, so
+ * it is the stretch of reserved pages around one of its variables.
+ */
+static int find_percpu_area(int cpu, struct ld_pfns *area)
+{
+	unsigned long va = (unsigned long)per_cpu_ptr(&__irq_regs, cpu);
+	unsigned long pfn = ld_va_to_pfn(va);
+	unsigned long first, end;
+
+	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end) {
+		pr_err("the per-CPU area of CPU %d is not in the direct map\n", cpu);
+		return -EOPNOTSUPP;
+	}
+	for (first = pfn; first > 0 && pfn - first < PERCPU_MAX_PAGES; first--)
+		if (!ld_page_is_ram(first - 1) || !PageReserved(pfn_to_page(first - 1)))
+			break;
+	for (end = pfn + 1; end < ld_max_pfn && end - pfn < PERCPU_MAX_PAGES; end++)
+		if (!ld_page_is_ram(end) || !PageReserved(pfn_to_page(end)))
+			break;
+	area->first = first;
+	area->end = end;
+	return 0;
+}
+
+static bool is_idle_task_of(unsigned long va, int cpu)
+{
+	const struct task_struct *t = (const struct task_struct *)va;
+	char comm[TASK_COMM_LEN];
+
+	if (va < ld_direct_map.start || va >= ld_direct_map.end || va % L1_CACHE_BYTES)
+		return false;
+	if (ld_va_to_pfn(va) >= ld_max_pfn || ld_va_to_pfn(va + sizeof(*t) - 1) >= ld_max_pfn)
+		return false;
+	snprintf(comm, sizeof(comm), "swapper/%d", cpu);
+	return !t->pid && is_idle_task(t) && !strncmp(t->comm, comm, sizeof(comm));
+}
+
+/*
+ * The idle task of a CPU is in no list of tasks, but the CPU's run queue, which is
+ * in its static area, points to it.  (CPU 0's is the kernel image's init_task.)
+ */
+static int find_idle_task(int cpu)
+{
+	unsigned long pfn, va = 0;
+	int i;
+
+	for (pfn = percpu_area[cpu].first; pfn < percpu_area[cpu].end; pfn++) {
+		unsigned long *word = __va((u64)pfn << PAGE_SHIFT);
+
+		for (i = 0; i < PAGE_SIZE / sizeof(*word); i++) {
+			va = READ_ONCE(word[i]);
+			if (is_idle_task_of(va, cpu))
+				goto found;
+		}
+	}
+	if (!cpu)
+		return 0;
+	pr_err("cannot find the idle task of CPU %d\n", cpu);
+	return -EOPNOTSUPP;
+found:
+	idle_task_pages[cpu].first = __pa(va) >> PAGE_SHIFT;
+	idle_task_pages[cpu].end = (__pa(va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) + 1;
+	return 0;
+}
+
+static void mark_hot(const struct ld_pfns *p)
+{
+	unsigned long pfn;
+
+	for (pfn = p->first; pfn < p->end; pfn++)
+		set_bit(pfn, ld_hot);
+}
+
+int ld_alias_prepare(void)
+{
+	int cpu, err;
+
+	if (!IS_ENABLED(CONFIG_VMAP_STACK)) {
+		pr_err("kernel stacks lie in the direct map (no CONFIG_VMAP_STACK)\n");
+		return -EOPNOTSUPP;
+	}
+	ld_direct_map.start = PAGE_OFFSET;
+	ld_direct_map.end = round_up((unsigned long)__va((u64)ld_max_pfn << PAGE_SHIFT),
+				     PUD_SIZE);
+	ld_vmemmap.start = round_down((unsigned long)pfn_to_page(0), PUD_SIZE);
+	ld_vmemmap.end = round_up((unsigned long)pfn_to_page(ld_max_pfn), PUD_SIZE);
+
+	for_each_possible_cpu(cpu) {
+		err = find_percpu_area(cpu, &percpu_area[cpu]);
+		if (err)
+			return err;
+		mark_hot(&percpu_area[cpu]);
+		err = find_idle_task(cpu);
+		if (err)
+			return err;
+		mark_hot(&idle_task_pages[cpu]);
+	}
+	return 0;
+}
+
+static void mark_uncovered(unsigned long pfn, unsigned long nr)
+{
+	unsigned long end = min(pfn + nr, ld_max_pfn);
+
+	for (; pfn < end; pfn++)
+		if (ld_page_is_ram(pfn))
+			set_bit(pfn, ld_uncovered);
+}
+
+/* Just before the stop.  What the stop copies is taken out again (pages.c). */
+void ld_alias_mark_uncovered(void)
+{
+	bitmap_zero(ld_uncovered, ld_max_pfn);
+	ld_for_each_writable(VMALLOC_START, VMALLOC_END, mark_uncovered);
+	ld_for_each_writable(__START_KERNEL_map, MODULES_END, mark_uncovered);
+}
+
+static int add_stop_pfn(unsigned long pfn)
+{
+	if (nr_stop_pfns == room_stop_pfns) {
+		unsigned long room = room_stop_pfns ? room_stop_pfns * 2 : 4096;
+		unsigned long *n = vmalloc(array_size(room, sizeof(*n)));
+
+		if (!n)
+			return -ENOMEM;
+		if (nr_stop_pfns)
+			memcpy(n, stop_pfns, nr_stop_pfns * sizeof(*n));
+		vfree(stop_pfns);
+		stop_pfns = n;
+		room_stop_pfns = room;
+	}
+	stop_pfns[nr_stop_pfns++] = pfn;
+	return 0;
+}
+
+static int add_stop_pfns(const struct ld_pfns *p)
+{
+	unsigned long pfn;
+	int err = 0;
+
+	for (pfn = p->first; pfn < p->end && !err; pfn++)
+		err = add_stop_pfn(pfn);
+	return err;
+}
+
+/* After the plan, for the plan may have added tables. */
+int ld_alias_find_stop_copies(void)
+{
+	int cpu, err;
+
+	nr_stop_pfns = 0;
+	atomic_set(&copy_error, 0);
+	err = ld_wp_add_tables(add_stop_pfn);
+	if (err)
+		return err;
+	for_each_possible_cpu(cpu) {
+		err = add_stop_pfns(&idle_task_pages[cpu]);
+		if (!err && !cpu_online(cpu))	/* the others copy their own */
+			err = add_stop_pfns(&percpu_area[cpu]);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int copy_pfn(unsigned long pfn)
+{
+	int err = ld_page_copy_in_stop(pfn);
+
+	if (err)
+		atomic_set(&copy_error, err);
+	return err;
+}
+
+static int copy_va(unsigned long va, unsigned long end)
+{
+	for (va &= PAGE_MASK; va < end; va += PAGE_SIZE) {
+		unsigned long pfn = ld_va_to_pfn(va);
+
+		if (pfn < ld_max_pfn && copy_pfn(pfn))
+			return -ENOSPC;
+	}
+	return 0;
+}
+
+/* On the CPU itself, in the stop: its area and the stack that it stands on. */
+void ld_alias_copy_percpu(int cpu)
+{
+	unsigned long stack = (unsigned long)task_stack_page(current);
+	unsigned long pfn;
+
+	for (pfn = percpu_area[cpu].first; pfn < percpu_area[cpu].end; pfn++)
+		if (copy_pfn(pfn))
+			return;
+	copy_va(stack, stack + THREAD_SIZE);
+}
+
+static int copy_task_stack(struct task_struct *t)
+{
+	unsigned long stack = (unsigned long)READ_ONCE(t->stack);
+	unsigned long sp = READ_ONCE(t->thread.sp);
+
+	if (!stack || READ_ONCE(t->on_cpu))
+		return 0;	/* a running task's was copied by its CPU */
+	if (sp < stack || sp >= stack + THREAD_SIZE)
+		sp = stack;
+	return copy_va(sp, stack + THREAD_SIZE);
+}
+
+/*
+ * On the leader, in the stop, while the others copy their own.  No lock for the
+ * list of tasks: no CPU is anywhere but in the stop, and a list that is read under
+ * RCU is whole at every instant.
+ */
+int ld_alias_copy_shared(void)
+{
+	struct task_struct *g, *t;
+	unsigned long i;
+	int err;
+
+	for (i = 0; i < nr_stop_pfns; i++) {
+		err = copy_pfn(stop_pfns[i]);
+		if (err)
+			return err;
+	}
+	for_each_process_thread(g, t) {
+		err = copy_task_stack(t);
+		if (err)
+			return err;
+	}
+	return atomic_read(&copy_error);
+}
+
+int ld_alias_copy_error(void)
+{
+	return atomic_read(&copy_error);
+}
+
+void ld_alias_release(void)
+{
+	vfree(stop_pfns);
+	stop_pfns = NULL;
+	nr_stop_pfns = 0;
+	room_stop_pfns = 0;
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * livedump - what the parts of the module know of each other.
+ *
+ *   chardev.c    /dev/livedump: checks arguments, calls the session
+ *   session.c    the state machine; owns every resource of a session
+ *   stop.c       holds all CPUs for the one instant
+ *   notes.c      registers of every CPU, VMCOREINFO
+ *   alias.c      which virtual ranges exist and how each is covered
+ *   wrprotect.c  page tables: plan, protect, fault path, restore
+ *   pages.c      one state word per page frame: saved, reported, lost
+ *   classify.c   what a page is, by its struct page as of the stop
+ *   reserve.c    preallocated pages for copies and page tables
+ *
+ * All state of the session is static data of the module.  Nothing of it may lie
+ * in the direct map, which is protected: a write to it from the fault path
+ * would fault in turn, for ever.  Memory from vmalloc is reached through
+ * mappings that are not protected.
+ */
+#ifndef _LIVEDUMP_H
+#define _LIVEDUMP_H
+
+#include <linux/atomic.h>
+#include <linux/bitmap.h>
+#include <linux/cpumask.h>
+#include <linux/mm.h>
+#include <linux/types.h>
+#include <uapi/livedump.h>
+
+#define LD_NO_SLOT	U32_MAX
+
+/* Counters that the fault path and the stop add to; reported by STATS. */
+struct ld_counters {
+	atomic64_t faults;
+	atomic64_t fault_copies;
+	atomic64_t fault_pushdowns;
+	atomic64_t fault_splits;
+	atomic64_t fault_excluded;
+	atomic64_t copies;
+	atomic64_t lost;
+	atomic64_t reported;
+	atomic64_t tables_split;
+	atomic64_t tables_joined;
+};
+
+extern struct ld_counters ld_counters;
+
+/* ---- session.c ---- */
+
+int ld_session_prepare(struct file *owner, struct livedump_prepare *arg);
+int ld_session_freeze(struct file *owner, struct livedump_freeze *arg,
+		      unsigned long caller);
+int ld_session_notes(struct file *owner, struct livedump_notes *arg);
+int ld_session_next(struct file *owner, struct livedump_next *arg);
+int ld_session_stats(struct file *owner, struct livedump_stats *arg);
+int ld_session_thaw(struct file *owner);
+void ld_session_release(struct file *owner);
+void ld_session_exit(void);
+
+/* The reserve is used up.  Called from the fault path. */
+void ld_session_reserve_exhausted(void);
+
+/* ---- chardev.c ---- */
+
+int ld_chardev_register(void);
+void ld_chardev_unregister(void);
+
+/* ---- stop.c ---- */
+
+struct ld_stop_times {
+	u64 stop_ns;
+	u64 rendezvous_ns;
+	u64 copies_ns;
+	u64 entries_ns;
+	u64 flush_ns;
+	u32 attempts;
+	u64 missing_cpus;
+};
+
+struct ld_stop_ops {
+	/* Before each attempt, in process context. */
+	int (*plan)(void);
+	/* On the leader, in the stop: is the plan still right?  -EAGAIN if not. */
+	int (*check)(void);
+	/* On every CPU, in the stop: copies what belongs to that CPU alone. */
+	void (*each_cpu)(int cpu);
+	/* On the leader, in the stop, while the others do theirs. */
+	int (*copy)(void);
+	/* On the leader, after all: did a copy fail anywhere? */
+	int (*copy_error)(void);
+	/* On the leader, in the stop.  Cannot fail. */
+	void (*protect)(void);
+};
+
+int ld_stop_run(const struct ld_stop_ops *ops, unsigned long caller,
+		struct ld_stop_times *times);
+void ld_stop_wait_idle(void);
+void ld_flush_tlb_all_cpus(void);
+
+/* ---- notes.c ---- */
+
+int ld_notes_prepare(void);
+void ld_notes_release(void);
+void ld_notes_capture_interrupted(int cpu);
+void ld_notes_capture_caller(int cpu, unsigned long caller);
+size_t ld_notes_bytes(void);
+unsigned int ld_notes_cpus(void);
+ssize_t ld_notes_fill(void *buf, size_t room, u64 *info_offset, u64 *info_bytes);
+
+/* ---- alias.c ---- */
+
+struct ld_va_range {
+	unsigned long start;	/* inclusive, aligned to the range's top entries */
+	unsigned long end;	/* exclusive */
+};
+
+extern struct ld_va_range ld_direct_map, ld_vmemmap;
+
+int ld_alias_prepare(void);
+void ld_alias_mark_uncovered(void);
+int ld_alias_find_stop_copies(void);
+void ld_alias_copy_percpu(int cpu);
+int ld_alias_copy_shared(void);
+int ld_alias_copy_error(void);
+void ld_alias_release(void);
+
+/* ---- wrprotect.c ---- */
+
+int ld_wp_prepare(void);
+int ld_wp_plan(void);
+int ld_wp_check_plan(void);
+void ld_wp_protect(void);
+void ld_wp_restore(void);
+void ld_wp_release(void);
+int ld_wp_add_tables(int (*add)(unsigned long pfn));
+bool ld_wp_is_protected(unsigned long va);
+unsigned long ld_va_to_pfn(unsigned long va);	/* ULONG_MAX: not mapped */
+/* Calls fn for every writable leaf in [start, end) with its first pfn and count. */
+void ld_for_each_writable(unsigned long start, unsigned long end,
+			  void (*fn)(unsigned long pfn, unsigned long nr));
+
+struct ld_wp_counts {
+	u64 pud, pmd, pte;	/* entries changed in the stop */
+};
+extern struct ld_wp_counts ld_wp_counts;
+
+/* ---- pages.c ---- */
+
+extern unsigned long ld_max_pfn;
+extern unsigned long ld_ram_pages;
+
+int ld_pages_prepare(u32 exclude);
+void ld_pages_release(void);
+u64 ld_pages_overhead(void);
+bool ld_page_is_ram(unsigned long pfn);
+bool ld_class_excluded(u32 class_id);
+void ld_page_save(unsigned long pfn);
+int ld_page_copy_in_stop(unsigned long pfn);
+void ld_page_lose(unsigned long pfn);
+void ld_page_set_class(unsigned long pfn, u32 class_id);
+u32 ld_page_class(unsigned long pfn);
+/* Copies n bytes at va as they were in the stop; false: they can't be read. */
+bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n);
+
+/* pfn-indexed bitmaps, all from vmalloc */
+extern unsigned long *ld_hot;		/* stays writable in the direct map */
+extern unsigned long *ld_self;		/* belongs to the reserve */
+extern unsigned long *ld_uncovered;	/* has a writable mapping that is not protected */
+
+/*
+ * Hands out the next page: copies it to dst and describes it.
+ * 1: a page; 0: all reported; a negative errno: the session failed.
+ */
+struct ld_cursor {
+	unsigned long pfn, end;		/* a stretch of the sweep taken by this caller */
+};
+int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
+		 struct livedump_page *out);
+void ld_cursor_return(struct ld_cursor *cur);
+void ld_pages_classified(void);
+
+bool ld_copy_page_safe(void *dst, const void *src);
+
+/* ---- classify.c ---- */
+
+u32 ld_classify(unsigned long pfn);
+void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
+
+/* ---- reserve.c ---- */
+
+int ld_reserve_prepare(u64 limit_bytes);
+void ld_reserve_release(void);
+u32 ld_reserve_get(void);		/* LD_NO_SLOT: used up.  NMI-safe. */
+void ld_reserve_put(u32 slot);
+void *ld_reserve_page(u32 slot);
+u32 ld_reserve_slot_of(unsigned long pfn);
+void ld_reserve_give_away(unsigned long pfn);
+void ld_reserve_queue_copy(u32 slot, unsigned long pfn);
+u32 ld_reserve_pop_copy(unsigned long *pfn);
+u64 ld_reserve_pages(void);
+u64 ld_reserve_low(void);
+u64 ld_reserve_free(void);
+u64 ld_reserve_overhead(void);
+
+#endif /* _LIVEDUMP_H */

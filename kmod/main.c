@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* livedump: a consistent image of the running kernel's memory, without stopping it. */
+#include <linux/module.h>
+#include "compat.h"
+#include "livedump.h"
+
+static int __init ld_init(void)
+{
+	return ld_chardev_register();
+}
+
+static void __exit ld_exit(void)
+{
+	/* No file is open any more, so there is no session. */
+	ld_chardev_unregister();
+	ld_session_exit();
+}
+
+module_init(ld_init);
+module_exit(ld_exit);
+
+MODULE_DESCRIPTION("Consistent image of the running kernel's memory");
+MODULE_LICENSE("GPL");
+MODULE_VERSION("0.1.0");

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * One 32-bit word per page frame says what it is and where its content of the
+ * stop is to be found:
+ *
+ *	bits 0-3   class, 0 while nobody has looked
+ *	bits 4-7   state
+ *	bits 8-31  slot of the reserve, in state COPY
+ *
+ *	UNTOUCHED -> COPY      the content was saved to the reserve
+ *	UNTOUCHED -> LOST      ... could not be saved
+ *	UNTOUCHED -> DONE      the sweep has reported the page itself
+ *	COPY, LOST -> DONE     reported
+ *
+ * Invariant: while a word is UNTOUCHED, no mapping that is protected lets anybody
+ * write the page.  Whoever makes a mapping of the page writable has first seen,
+ * or made, the word something else, or the page belongs to a class that is left out.
+ *
+ * From this follows that a copy is good exactly if the exchange of the word from
+ * UNTOUCHED succeeds after it: had anybody released the page before, the word
+ * would have changed before that.  A copy torn by another CPU's write can never
+ * win, and no lock is needed; all of it works in NMI context.
+ *
+ * Barriers: cmpxchg on the word is a full barrier.  It orders the copy (before)
+ * against its publication, and the publication against the page-table entry that is
+ * made writable after it (wrprotect.c, release_entry(), a cmpxchg too).  A reader
+ * that sees COPY sees the slot's content through the address dependency.
+ */
+#include <linux/mm.h>
+#include <linux/vmalloc.h>
+#include <linux/ioport.h>
+#include <linux/sched.h>
+#include <asm/asm.h>
+#include "compat.h"
+#include "livedump.h"
+
+#define W_CLASS_MASK	0xfU
+#define W_STATE_SHIFT	4
+#define W_STATE_MASK	(0xfU << W_STATE_SHIFT)
+#define W_SLOT_SHIFT	8
+
+enum {
+	UNTOUCHED	= 0,
+	COPY		= 1,
+	DONE		= 2,
+	LOST		= 3,
+	NOT_RAM		= 4,
+};
+
+unsigned long ld_max_pfn;
+unsigned long ld_ram_pages;
+unsigned long *ld_hot, *ld_self, *ld_uncovered;
+struct ld_counters ld_counters;
+
+static atomic_t *words;
+static u32 excluded_classes;	/* bit per class */
+static atomic_long_t sweep_pos;
+static DEFINE_SPINLOCK(returned_lock);
+static struct ld_cursor returned[64];
+static unsigned int nr_returned;
+
+static inline u32 w_state(u32 w)
+{
+	return (w & W_STATE_MASK) >> W_STATE_SHIFT;
+}
+
+static inline u32 w_make(u32 class_id, u32 state, u32 slot)
+{
+	return class_id | (state << W_STATE_SHIFT) | (slot << W_SLOT_SHIFT);
+}
+
+static inline u32 w_slot(u32 w)
+{
+	return w >> W_SLOT_SHIFT;
+}
+
+/*
+ * Copies one page; false if it can't be read (not mapped, or unmapped by
+ * another CPU meanwhile).  The exception table makes the fault harmless.
+ */
+bool ld_copy_page_safe(void *dst, const void *src)
+{
+	unsigned long left = PAGE_SIZE / 8;
+
+	asm volatile("1:	rep movsq\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+c" (left), "+D" (dst), "+S" (src)
+		     : : "memory");
+	return !left;
+}
+
+static inline void *pfn_va(unsigned long pfn)
+{
+	return __va((u64)pfn << PAGE_SHIFT);
+}
+
+bool ld_page_is_ram(unsigned long pfn)
+{
+	return pfn < ld_max_pfn && w_state((u32)atomic_read(&words[pfn])) != NOT_RAM;
+}
+
+bool ld_class_excluded(u32 class_id)
+{
+	return excluded_classes & BIT(class_id);
+}
+
+u32 ld_page_class(unsigned long pfn)
+{
+	return (u32)atomic_read(&words[pfn]) & W_CLASS_MASK;
+}
+
+void ld_page_set_class(unsigned long pfn, u32 class_id)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	/* The first to look decides; all see the same struct page. */
+	while (!(w & W_CLASS_MASK)) {
+		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)(w | class_id));
+
+		if (was == w)
+			return;
+		w = was;
+	}
+}
+
+/* UNTOUCHED -> state, keeping the class.  False: somebody was first. */
+static bool leave_untouched(unsigned long pfn, u32 state, u32 slot)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	while (w_state(w) == UNTOUCHED) {
+		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w,
+					      (int)w_make(w & W_CLASS_MASK, state, slot));
+
+		if (was == w)
+			return true;
+		w = was;
+	}
+	return false;
+}
+
+void ld_page_lose(unsigned long pfn)
+{
+	if (leave_untouched(pfn, LOST, 0))
+		atomic64_inc(&ld_counters.lost);
+}
+
+static bool save_to_reserve(unsigned long pfn)
+{
+	u32 slot = ld_reserve_get();
+
+	if (slot == LD_NO_SLOT)
+		return false;
+	if (!ld_copy_page_safe(ld_reserve_page(slot), pfn_va(pfn))) {
+		/* Not mapped, so nothing could have been dumped of it. */
+		ld_reserve_put(slot);
+		ld_page_set_class(pfn, LIVEDUMP_CLASS_UNMAPPED);
+		return true;
+	}
+	if (leave_untouched(pfn, COPY, slot)) {
+		ld_reserve_queue_copy(slot, pfn);
+		atomic64_inc(&ld_counters.copies);
+	} else {
+		ld_reserve_put(slot);
+	}
+	return true;
+}
+
+/*
+ * The page is about to become writable: keep what must be kept.  Any context.
+ * Never fails; a page that can't be kept becomes LOST.
+ */
+void ld_page_save(unsigned long pfn)
+{
+	u32 w, class_id;
+
+	if (pfn >= ld_max_pfn)
+		return;
+	w = (u32)atomic_read(&words[pfn]);
+	if (w_state(w) != UNTOUCHED)
+		return;
+	class_id = w & W_CLASS_MASK;
+	if (!class_id) {
+		/*
+		 * The word's class counts, not what this look found: between the two
+		 * the sweep of all struct pages may have ended and slots been reused.
+		 */
+		ld_page_set_class(pfn, ld_classify(pfn));
+		class_id = ld_page_class(pfn);
+	}
+	if (ld_class_excluded(class_id)) {
+		atomic64_inc(&ld_counters.fault_excluded);
+		return;
+	}
+	if (save_to_reserve(pfn)) {
+		atomic64_inc(&ld_counters.fault_copies);
+		return;
+	}
+	ld_page_lose(pfn);
+	ld_session_reserve_exhausted();
+}
+
+/* Copies a page that is going to stay writable.  Its class is found out later. */
+int ld_page_copy_in_stop(unsigned long pfn)
+{
+	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
+		return 0;
+	if (!save_to_reserve(pfn))
+		return -ENOSPC;
+	/* Whatever other mappings it has: this copy is of the instant. */
+	clear_bit(pfn, ld_uncovered);
+	return 0;
+}
+
+/*
+ * Reads memory that is mapped at va in a protected range, as of the stop.  The
+ * live bytes are good if the page has no copy after they were read: a copy is
+ * published before the page becomes writable (see above).
+ */
+bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n)
+{
+	unsigned long pfn = ld_va_to_pfn(va);
+	u32 w;
+
+	if (pfn >= ld_max_pfn)
+		return false;
+	memcpy(dst, (void *)va, n);
+	/* Pairs with the cmpxchg of leave_untouched(). */
+	smp_rmb();
+	w = (u32)atomic_read(&words[pfn]);
+	if (w_state(w) == COPY)
+		memcpy(dst, ld_reserve_page(w_slot(w)) + offset_in_page(va), n);
+	return true;
+}
+
+void ld_pages_classified(void)
+{
+	atomic_long_set(&sweep_pos, 0);
+	nr_returned = 0;
+}
+
+static void describe(struct livedump_page *out, unsigned long pfn, u32 class_id, u32 flags)
+{
+	if (!(flags & LIVEDUMP_PAGE_LOST) && test_bit(pfn, ld_uncovered))
+		flags |= LIVEDUMP_PAGE_UNCOVERED;
+	out->pfn = pfn;
+	out->class_id = class_id;
+	out->flags = flags;
+	atomic64_inc(&ld_counters.reported);
+}
+
+/* COPY or LOST -> DONE.  False: not in that state, or somebody else took it. */
+static bool take(unsigned long pfn, u32 w)
+{
+	return (u32)atomic_cmpxchg(&words[pfn], (int)w,
+				   (int)w_make(w & W_CLASS_MASK, DONE, 0)) == w;
+}
+
+/* Reports a page in state COPY.  The caller got it from the queue, so it is alone. */
+static bool report_copy(unsigned long pfn, u32 slot, void *dst, struct livedump_page *out)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+	u32 class_id = w & W_CLASS_MASK;
+	bool wanted = w_state(w) == COPY && !ld_class_excluded(class_id);
+
+	if (wanted) {
+		memcpy(dst, ld_reserve_page(slot), PAGE_SIZE);
+		describe(out, pfn, class_id, LIVEDUMP_PAGE_COPY);
+	}
+	take(pfn, w);
+	ld_reserve_put(slot);
+	return wanted;
+}
+
+/* Reports a page that the sweep has come to. */
+static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+	u32 class_id = w & W_CLASS_MASK;
+	bool was_protected;
+
+	if (w_state(w) == NOT_RAM || ld_class_excluded(class_id))
+		return false;
+	if (w_state(w) == LOST && take(pfn, w)) {
+		describe(out, pfn, class_id, LIVEDUMP_PAGE_LOST);
+		return true;
+	}
+	if (w_state(w) != UNTOUCHED)
+		return false;		/* reported already, or in the queue of copies */
+	if (!ld_copy_page_safe(dst, pfn_va(pfn))) {
+		/* It was mapped when it was classified; it is gone now. */
+		ld_page_lose(pfn);
+		w = (u32)atomic_read(&words[pfn]);
+		if (w_state(w) != LOST || !take(pfn, w))
+			return false;
+		describe(out, pfn, class_id, LIVEDUMP_PAGE_LOST);
+		return true;
+	}
+	/*
+	 * The word alone proves nothing if the kernel itself has made the entry
+	 * writable meanwhile (set_memory_rw and its like).  Then say so.
+	 */
+	was_protected = ld_wp_is_protected((unsigned long)pfn_va(pfn));
+	if (!leave_untouched(pfn, DONE, 0))
+		return false;		/* a fault saved it first: it is in the queue */
+	if (!was_protected)
+		set_bit(pfn, ld_uncovered);
+	describe(out, pfn, class_id, 0);
+	return true;
+}
+
+static bool next_stretch(struct ld_cursor *cur, unsigned long stretch)
+{
+	spin_lock(&returned_lock);
+	if (nr_returned) {
+		*cur = returned[--nr_returned];
+		spin_unlock(&returned_lock);
+		return true;
+	}
+	spin_unlock(&returned_lock);
+	cur->pfn = (unsigned long)atomic_long_fetch_add((long)stretch, &sweep_pos);
+	if (cur->pfn >= ld_max_pfn) {
+		/* Keep it from running on for ever with every further call. */
+		atomic_long_set(&sweep_pos, (long)ld_max_pfn);
+		cur->pfn = cur->end = 0;
+		return false;
+	}
+	cur->end = min(cur->pfn + stretch, ld_max_pfn);
+	return true;
+}
+
+/* What is left of a stretch goes back, for the next caller. */
+void ld_cursor_return(struct ld_cursor *cur)
+{
+	if (cur->pfn >= cur->end)
+		return;
+	spin_lock(&returned_lock);
+	/* At most one per concurrent caller; the session limits these to 64. */
+	if (!WARN_ON_ONCE(nr_returned >= ARRAY_SIZE(returned)))
+		returned[nr_returned++] = *cur;
+	spin_unlock(&returned_lock);
+}
+
+int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
+		 struct livedump_page *out)
+{
+	for (;;) {
+		unsigned long pfn;
+		u32 slot = ld_reserve_pop_copy(&pfn);
+
+		/* Copies first: their slots are needed for the next faults. */
+		if (slot != LD_NO_SLOT) {
+			if (report_copy(pfn, slot, dst, out))
+				return 1;
+			continue;
+		}
+		if (cur->pfn >= cur->end && !next_stretch(cur, stretch)) {
+			/*
+			 * Nothing here now.  A fault that has just won its page may
+			 * be about to queue it: the session counts (session.c).
+			 */
+			return 0;
+		}
+		if (report_swept(cur->pfn++, dst, out))
+			return 1;
+		if (!(cur->pfn % 4096))
+			cond_resched();
+	}
+}
+
+static int add_ram(struct resource *res, void *arg)
+{
+	unsigned long first = PFN_UP(res->start);
+	unsigned long last = PFN_DOWN(res->end + 1);	/* exclusive */
+	unsigned long pfn;
+
+	if (last <= first)
+		return 0;
+	if (!arg) {
+		ld_max_pfn = max(ld_max_pfn, last);
+		ld_ram_pages += last - first;
+		return 0;
+	}
+	for (pfn = first; pfn < last && pfn < ld_max_pfn; pfn++)
+		atomic_set(&words[pfn], 0);
+	return 0;
+}
+
+static int walk_ram(void *arg)
+{
+	return walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY,
+				   0, (u64)-1, arg, add_ram);
+}
+
+u64 ld_pages_overhead(void)
+{
+	return (u64)ld_max_pfn * sizeof(*words) + 3 * BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
+}
+
+int ld_pages_prepare(u32 exclude)
+{
+	unsigned long pfn;
+	size_t map_bytes;
+
+	ld_max_pfn = 0;
+	ld_ram_pages = 0;
+	walk_ram(NULL);
+	if (!ld_ram_pages) {
+		pr_err("no System RAM found\n");
+		return -EOPNOTSUPP;
+	}
+	memset(&ld_counters, 0, sizeof(ld_counters));
+	map_bytes = BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
+	words = vmalloc(array_size(ld_max_pfn, sizeof(*words)));
+	ld_hot = vzalloc(map_bytes);
+	ld_self = vzalloc(map_bytes);
+	ld_uncovered = vzalloc(map_bytes);
+	if (!words || !ld_hot || !ld_self || !ld_uncovered) {
+		ld_pages_release();
+		return -ENOMEM;
+	}
+	for (pfn = 0; pfn < ld_max_pfn; pfn++)
+		atomic_set(&words[pfn], (int)w_make(0, NOT_RAM, 0));
+	walk_ram(words);
+
+	excluded_classes = BIT(LIVEDUMP_CLASS_OFFLINE) | BIT(LIVEDUMP_CLASS_HWPOISON) |
+			   BIT(LIVEDUMP_CLASS_SELF) | BIT(LIVEDUMP_CLASS_UNMAPPED);
+	if (exclude & (LIVEDUMP_EXCLUDE_CACHE | LIVEDUMP_EXCLUDE_CACHE_PRIVATE))
+		excluded_classes |= BIT(LIVEDUMP_CLASS_CACHE);
+	if (exclude & LIVEDUMP_EXCLUDE_CACHE_PRIVATE)
+		excluded_classes |= BIT(LIVEDUMP_CLASS_CACHE_PRIVATE);
+	if (exclude & LIVEDUMP_EXCLUDE_USER)
+		excluded_classes |= BIT(LIVEDUMP_CLASS_USER) | BIT(LIVEDUMP_CLASS_HUGETLB);
+	if (exclude & LIVEDUMP_EXCLUDE_FREE)
+		excluded_classes |= BIT(LIVEDUMP_CLASS_FREE);
+	return 0;
+}
+
+void ld_pages_release(void)
+{
+	vfree(words);
+	vfree(ld_hot);
+	vfree(ld_self);
+	vfree(ld_uncovered);
+	words = NULL;
+	ld_hot = NULL;
+	ld_self = NULL;
+	ld_uncovered = NULL;
+}
