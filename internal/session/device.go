@@ -26,21 +26,23 @@ type Device struct {
 
 var _ Session = (*Device)(nil)
 
-// Open opens the device node of the module.
+// Open opens the device node of the module. ErrNoDevice, ErrNotPermitted, ErrBusy.
 func Open(path string) (*Device, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		var errno unix.Errno
-		if errors.As(err, &errno) {
-			return nil, fmt.Errorf("%s: %w", path, errnoError(stepOpen, errno))
-		}
-		return nil, fmt.Errorf("livedump session: open: %w", err)
-	}
-	return NewDevice(f), nil
+	return OpenWith(func() (*os.File, error) { return os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0) })
 }
 
-// NewDevice takes over a file of the device node.
-func NewDevice(f *os.File) *Device { return &Device{file: f} }
+// OpenWith is Open for a node that the caller knows how to open.
+func OpenWith(open func() (*os.File, error)) (*Device, error) {
+	f, err := open()
+	if err == nil {
+		return &Device{file: f}, nil
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return nil, fmt.Errorf("%w: %w", errnoError(stepOpen, errno), err)
+	}
+	return nil, fmt.Errorf("livedump session: open: %w", err)
+}
 
 // ioctl runs a request. A signal (the Go runtime sends them to its own threads) only means trying again.
 func (d *Device) ioctl(s step, request uintptr, arg unsafe.Pointer) error {
@@ -171,8 +173,8 @@ func (d *Device) Next(data []byte, pages []Page) (int, error) {
 	a.Size = uint32(unsafe.Sizeof(*a))
 	if err := d.ioctl(stepNext, iocNext, unsafe.Pointer(a)); err != nil {
 		if errors.Is(err, unix.ENODATA) {
-			if st, serr := d.Stats(); serr == nil {
-				return 0, failureError(stepNext, st.Failure)
+			if st, serr := d.Stats(); serr == nil && st.Failure != FailureNone {
+				return 0, st.Failure.Err()
 			}
 		}
 		return 0, err

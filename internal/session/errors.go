@@ -88,13 +88,15 @@ func errnoError(s step, errno unix.Errno) error {
 	return fmt.Errorf("livedump session: %s: %w (%w)", s, kind, errno)
 }
 
-// failureError says why a frozen session failed.
-func failureError(s step, f Failure) error {
+// Err is the error of a failed session: ErrReserveExhausted or ErrDeadlineExceeded. It is nil for FailureNone.
+func (f Failure) Err() error {
 	switch f {
+	case FailureNone:
+		return nil
 	case FailureReserve:
-		return fmt.Errorf("livedump session: %s: %w", s, ErrReserveExhausted)
+		return fmt.Errorf("livedump session: %w", ErrReserveExhausted)
 	case FailureDeadline:
-		return fmt.Errorf("livedump session: %s: %w", s, ErrDeadlineExceeded)
+		return fmt.Errorf("livedump session: %w", ErrDeadlineExceeded)
 	}
-	return fmt.Errorf("livedump session: %s: the session failed (%s)", s, f)
+	return fmt.Errorf("livedump session: it failed (%s)", f)
 }

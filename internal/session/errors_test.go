@@ -41,10 +41,10 @@ func TestErrnoMeaning(t *testing.T) {
 	if err := errnoError(stepNext, unix.EAGAIN); errors.Is(err, ErrStopFailed) {
 		t.Errorf("EAGAIN of next is %q", err)
 	}
-	if err := failureError(stepNext, FailureReserve); !errors.Is(err, ErrReserveExhausted) {
+	if err := FailureReserve.Err(); !errors.Is(err, ErrReserveExhausted) {
 		t.Errorf("got %q", err)
 	}
-	if err := failureError(stepNext, FailureDeadline); !errors.Is(err, ErrDeadlineExceeded) {
+	if err := FailureDeadline.Err(); !errors.Is(err, ErrDeadlineExceeded) {
 		t.Errorf("got %q", err)
 	}
 }

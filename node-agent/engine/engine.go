@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/module"
+	"livedump.io/internal/session"
+)
+
+// Target is where a dump goes: a device that passed every check.
+type Target interface {
+	kdump.Output
+	// Describe identifies the device, for the report.
+	Describe() string
+	Close() error
+}
+
+// Engine makes dumps. Its functions are the edges to the machine.
+type Engine struct {
+	// OpenTarget checks and claims the target. Nothing has been written when it returns.
+	OpenTarget func(context.Context) (Target, error)
+	// LoadModule makes sure that the module is loaded.
+	LoadModule func() (module.Outcome, error)
+	// OpenSession opens a session of the loaded module.
+	OpenSession func(context.Context) (session.Session, error)
+	// RAM gives the ranges of page frames that are memory.
+	RAM func() ([]kdump.PFNRange, error)
+	// Now is the clock.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Options of one dump.
+type Options struct {
+	UUID         kdump.Session
+	Level        session.DumpLevel
+	Mode         session.Mode
+	ReserveBytes uint64
+	Codec        kdump.Codec
+	// Readers is how many goroutines fetch pages; 0 is one for each CPU, at most 4.
+	Readers int
+	// Deadline is the longest time that memory may stay frozen; the kernel enforces it. 0 leaves it to the module.
+	Deadline time.Duration
+	// Progress, if not nil, is called now and then, and at every step. It must not block for long. It is called by
+	// one goroutine at a time.
+	Progress func(Progress)
+	// OnStep, if not nil, is called before each step, and may wait: for tests that need a dump at a known place.
+	OnStep func(context.Context, Step)
+}
+
+// Step of a dump.
+type Step string
+
+// The steps, in their order.
+const (
+	StepTarget    Step = "CheckingTarget"
+	StepModule    Step = "LoadingModule"
+	StepPrepare   Step = "Preparing"
+	StepFreeze    Step = "Freezing"
+	StepWrite     Step = "Writing"
+	StepThaw      Step = "Thawing"
+	StepFinish    Step = "Finishing"
+	StepVerify    Step = "Verifying"
+	progressEvery      = 250 * time.Millisecond
+)
+
+// Progress of a dump.
+type Progress struct {
+	Step         Step
+	PagesTotal   uint64 // 0 before the freeze
+	PagesDone    uint64
+	BytesWritten uint64
+	// ModuleLoaded is true from the moment the module is loaded.
+	ModuleLoaded bool
+}
+
+// Percent of the pages that are done.
+func (p Progress) Percent() int32 {
+	if p.PagesTotal == 0 {
+		return 0
+	}
+	return int32(min(100, p.PagesDone*100/p.PagesTotal))
+}
+
+// batchPages are fetched by one call: 1 MiB, which keeps the number of calls small and the buffers modest.
+const batchPages = 256
+
+// Dump makes one dump. The report is never nil; it has what was measured until the end or the failure. The error, if
+// any, is also in the report; Reason gives its reason.
+func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
+	r := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
+	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(), Format: Format,
+		Compression: o.Codec.String(), DumpLevel: uint32(o.Level)}
+	err := r.run(ctx)
+	r.endStep()
+	r.report.TotalNS = e.Now().Sub(r.report.StartedAt).Nanoseconds()
+	if err != nil {
+		r.report.Error, r.report.Reason = err.Error(), Reason(err)
+		r.log.Error("dump failed", "reason", r.report.Reason, "error", err)
+		return r.report, err
+	}
+	r.log.Info("dump complete", "bytes", r.report.SizeBytes, "sha256", r.report.SHA256, "pages", r.report.PagesDumped,
+		"lost", r.report.LostPages, "stop", time.Duration(r.report.FreezeNS))
+	return r.report, nil
+}
+
+// dump is one dump under way.
+type dump struct {
+	engine  *Engine
+	options Options
+	log     *slog.Logger
+	report  *Report
+
+	target  Target
+	session session.Session
+	writer  *kdump.Writer
+	frozen  time.Time // zero if memory is not frozen
+	ram     []kdump.PFNRange
+
+	abortOnce sync.Once
+	abortErr  error
+
+	mu        sync.Mutex // for progress: step, writer, steps of the report
+	step      Step
+	stepStart time.Time
+	loaded    bool
+	reporting sync.Mutex // one call of Progress at a time
+}
+
+func (d *dump) run(ctx context.Context) (err error) {
+	if err := d.begin(ctx, StepTarget); err != nil {
+		return err
+	}
+	d.target, err = d.engine.OpenTarget(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := d.target.Close(); err != nil {
+			d.log.Warn("giving up the target", "error", err)
+		}
+	}()
+	d.report.Device = d.target.Describe()
+	d.log.Info("target claimed", "device", d.report.Device)
+
+	if err := d.begin(ctx, StepModule); err != nil {
+		return err
+	}
+	outcome, err := d.engine.LoadModule()
+	if err != nil {
+		return err
+	}
+	d.report.Module = ModuleReport{How: outcome.How, File: outcome.File, Version: outcome.Info.Version,
+		SrcVersion: outcome.Info.SrcVersion}
+	d.log.Info("module "+outcome.How, "file", outcome.File, "version", outcome.Info.Version)
+	d.mu.Lock()
+	d.loaded = true
+	d.mu.Unlock()
+
+	stopTicks := d.tick()
+	defer stopTicks()
+
+	buffers, frozen, notes, err := d.freeze(ctx)
+	// From here on the session, if there is one, ends with this function whatever happens.
+	if d.session != nil {
+		defer func() {
+			if err := d.session.Close(); err != nil {
+				d.log.Warn("ending the session", "error", err)
+			}
+		}()
+	}
+	defer func() {
+		for _, b := range buffers {
+			if ferr := b.Free(); ferr != nil {
+				d.log.Warn("freeing a buffer", "error", ferr)
+			}
+		}
+	}()
+	if err == nil {
+		err = d.write(ctx, frozen, notes, buffers)
+	}
+	// Thaw first: the node must not wait for the device.
+	thawErr := d.thaw()
+	if err == nil {
+		err = thawErr
+	} else if thawErr != nil {
+		err = fmt.Errorf("%w; and %w", err, thawErr)
+	}
+	if err == nil {
+		err = d.finish(ctx)
+	}
+	if err != nil && d.writer != nil {
+		if merr := d.abort(err); merr != nil {
+			d.log.Error("the target could not be marked as failed; it carries no valid dump nevertheless", "error", merr)
+		}
+	}
+	return err
+}
+
+// abort ends the writer and marks the target as failed. Every call gives the result of the first.
+func (d *dump) abort(reason error) error {
+	d.abortOnce.Do(func() { d.abortErr = d.writer.Abort(reason) })
+	return d.abortErr
+}
+
+// begin starts a step, unless the dump is to end.
+func (d *dump) begin(ctx context.Context, s Step) error {
+	if d.options.OnStep != nil {
+		d.options.OnStep(ctx, s)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("%s: %w", s, err)
+	}
+	d.setStep(s)
+	return nil
+}
+
+func (d *dump) setStep(s Step) {
+	d.endStep()
+	d.mu.Lock()
+	d.step, d.stepStart = s, d.engine.Now()
+	d.mu.Unlock()
+	d.log.Debug("step", "step", s)
+	d.progress()
+}
+
+// endStep takes note of how long the last step took.
+func (d *dump) endStep() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closeStep()
+}
+
+func (d *dump) closeStep() {
+	if d.step != "" {
+		d.report.Steps = append(d.report.Steps, StepReport{Name: string(d.step),
+			NS: d.engine.Now().Sub(d.stepStart).Nanoseconds()})
+		d.step = ""
+	}
+}
+
+// tick reports progress until the function that it returns is called.
+func (d *dump) tick() (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		ticker := time.NewTicker(progressEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				d.progress()
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		close(done)
+		wg.Wait()
+	}
+}
+
+func (d *dump) progress() {
+	if d.options.Progress == nil {
+		return
+	}
+	d.reporting.Lock()
+	defer d.reporting.Unlock()
+	d.mu.Lock()
+	p := Progress{Step: d.step, ModuleLoaded: d.loaded}
+	if d.writer != nil {
+		w := d.writer.Progress()
+		p.PagesTotal, p.PagesDone, p.BytesWritten = w.Pages, w.PagesDone, w.BytesWritten
+		// The writer verifies inside its Finish.
+		if d.step == StepFinish && w.Step == string(StepVerify) {
+			d.closeStep()
+			d.step, d.stepStart = StepVerify, d.engine.Now()
+			p.Step = d.step
+		}
+	}
+	d.mu.Unlock()
+	if p.Step != "" {
+		d.options.Progress(p)
+	}
+}
+
+// freeze goes from no session to frozen memory. Everything that can be allocated before the stop is. When it returns
+// an error, the session may be open and must be ended by the caller.
+func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session.Frozen, n session.Notes, err error) {
+	if err := d.begin(ctx, StepPrepare); err != nil {
+		return nil, f, n, err
+	}
+	readers := d.options.Readers
+	if readers <= 0 {
+		readers = min(4, runtime.NumCPU())
+	}
+	for range readers {
+		b, err := session.NewBuffer(batchPages)
+		if err != nil {
+			return buffers, f, n, err
+		}
+		buffers = append(buffers, b)
+	}
+	if d.ram, err = d.engine.RAM(); err != nil {
+		return buffers, f, n, err
+	}
+	d.session, err = d.engine.OpenSession(ctx)
+	if err != nil {
+		d.session = nil
+		return buffers, f, n, err
+	}
+	p, err := d.session.Prepare(session.Options{Level: d.options.Level, Mode: d.options.Mode,
+		ReserveBytes: d.options.ReserveBytes, Deadline: d.options.Deadline, UUID: d.options.UUID})
+	if err != nil {
+		return buffers, f, n, err
+	}
+	d.report.prepared(p)
+	d.log.Info("session prepared", "ramPages", p.RAMPages, "reservePages", p.ReservePages, "overheadBytes", p.OverheadBytes)
+	// What a dump of no page at all would take. The rest is known only when the pages have been compressed.
+	least, err := kdump.MinSize(p.MaxPFN, 0, 0)
+	if err != nil {
+		return buffers, f, n, fmt.Errorf("size of the dump: %w", err)
+	}
+	if room := d.target.Size(); room < least {
+		return buffers, f, n, &kdump.TargetTooSmallError{Needed: least, Available: room}
+	}
+
+	if err := d.begin(ctx, StepFreeze); err != nil {
+		return buffers, f, n, err
+	}
+	d.frozen = d.engine.Now()
+	if f, err = d.session.Freeze(); err != nil {
+		d.frozen = time.Time{}
+		return buffers, f, n, err
+	}
+	d.report.frozen(f)
+	d.log.Info("memory frozen", "stop", f.Stop, "pagesToDump", f.PagesToDump, "cpus", f.CPUs)
+	if n, err = d.session.Notes(); err != nil {
+		return buffers, f, n, err
+	}
+	return buffers, f, n, nil
+}
+
+// write feeds the pages of the session to a Writer until there are no more. Afterwards memory may be thawed.
+func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buffers []*session.Buffer) error {
+	if err := d.begin(ctx, StepWrite); err != nil {
+		return err
+	}
+	d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
+	w, err := kdump.NewWriter(d.target, d.meta(f, n), kdump.Options{Codec: d.options.Codec})
+	if err != nil {
+		// If block 0 could not be written, nobody knows what is in it now.
+		if we := (*kdump.WriteError)(nil); errors.As(err, &we) {
+			if merr := kdump.MarkFailed(d.target, d.options.UUID, err); merr != nil {
+				d.log.Error("the target could not be marked as failed", "error", merr)
+			}
+		}
+		return err
+	}
+	d.mu.Lock()
+	d.writer = w
+	d.mu.Unlock()
+
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// A reader may be waiting for the writer, and the writer for a device that hangs. Aborting lets the reader go
+	// at once, so that memory can be thawed.
+	stop := context.AfterFunc(ctx, func() {
+		_ = d.abort(context.Cause(ctx)) // run asks for the error when memory is thawed
+	})
+	defer stop()
+	var readers sync.WaitGroup
+	for _, b := range buffers {
+		readers.Go(func() {
+			if err := d.read(ctx, w, b); err != nil {
+				fail(err)
+			}
+		})
+	}
+	readers.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("%s: %w", StepWrite, err)
+	}
+	return nil
+}
+
+// read is the loop of one reader.
+func (d *dump) read(ctx context.Context, w *kdump.Writer, b *session.Buffer) error {
+	refs := make([]kdump.PageRef, 0, len(b.Pages))
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := d.session.Next(b.Data, b.Pages)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		refs = refs[:0]
+		for _, p := range b.Pages[:n] {
+			refs = append(refs, kdump.PageRef{PFN: p.PFN, Class: kdump.Class(p.Class), Flags: kdump.PageFlags(p.Flags)})
+		}
+		if err := w.Add(refs, b.Data[:n*session.PageSize]); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *dump) meta(f session.Frozen, n session.Notes) kdump.Meta {
+	m := kdump.Meta{
+		Session:          d.options.UUID,
+		Utsname:          kdump.Utsname(n.Utsname),
+		MaxPFN:           d.report.MaxPFN,
+		Pages:            f.PagesToDump,
+		NrCPUs:           f.CPUs,
+		DumpLevel:        int(d.options.Level),
+		Notes:            n.Data,
+		VMCoreInfoOffset: n.VMCoreInfoOffset,
+		VMCoreInfoBytes:  n.VMCoreInfoBytes,
+		FrozenAt:         f.At,
+		Stop:             f.Stop,
+	}
+	copy(m.ClassPages[:], f.ClassPages[:])
+	for _, r := range d.ram {
+		// What lies above the module's last page frame came after the freeze.
+		r.End = min(r.End, m.MaxPFN)
+		if r.Start < r.End {
+			m.RAM = append(m.RAM, r)
+		}
+	}
+	return m
+}
+
+// thaw ends the freeze and reads the statistics. With no session, or one that was not frozen, it does little.
+func (d *dump) thaw() error {
+	if d.session == nil {
+		return nil
+	}
+	wasFrozen := !d.frozen.IsZero()
+	if wasFrozen {
+		d.setStep(StepThaw)
+	}
+	err := d.session.Thaw()
+	if wasFrozen {
+		d.report.FrozenForNS = d.engine.Now().Sub(d.frozen).Nanoseconds()
+		d.frozen = time.Time{}
+	}
+	stats, serr := d.session.Stats()
+	if serr == nil {
+		d.report.statistics(stats)
+	}
+	if err != nil {
+		return fmt.Errorf("thawing (the kernel does it when the session is closed): %w", err)
+	}
+	if wasFrozen {
+		d.log.Info("memory thawed", "frozenFor", time.Duration(d.report.FrozenForNS))
+	}
+	if serr != nil && wasFrozen {
+		return serr
+	}
+	return nil
+}
+
+// finish completes the dump on the target and verifies it.
+func (d *dump) finish(ctx context.Context) error {
+	// All pages came, but if the session failed meanwhile, what the module says counts.
+	if err := d.report.failure.Err(); err != nil {
+		return err
+	}
+	if err := d.begin(ctx, StepFinish); err != nil {
+		return err
+	}
+	s, err := d.writer.Finish(ctx)
+	if err != nil {
+		return err
+	}
+	d.report.summary(s)
+	return nil
+}
