@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	volumehelpers "k8s.io/component-helpers/storage/volume"
+
+	"livedump.io/api/v1alpha1"
+)
+
+const pageSize = 4096
+
+// leastBytes is what no dump is smaller than, whatever the node's memory: kernel memory
+// compresses, but not to less. The exact check is the agent's, after the estimate.
+const leastBytes = 16 << 20
+
+// checkClaim says whether the claim can take the dump. An unbound claim may: it binds for the holder.
+func checkClaim(o *observation) finding {
+	name := claimName(o.dump)
+	if name == "" {
+		return bad(v1alpha1.ReasonTargetInvalid, "the LiveDump names no target that this version knows")
+	}
+	claim := o.claim
+	switch {
+	case claim == nil:
+		return bad(v1alpha1.ReasonTargetNotFound, fmt.Sprintf("claim %s does not exist in namespace %s", name, o.dump.Namespace))
+	case claim.DeletionTimestamp != nil:
+		return bad(v1alpha1.ReasonTargetNotFound, fmt.Sprintf("claim %s is being deleted", name))
+	case claim.Spec.VolumeMode == nil || *claim.Spec.VolumeMode != corev1.PersistentVolumeBlock:
+		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("claim %s has volumeMode Filesystem; a dump is written to a raw device, which needs volumeMode Block", name))
+	case claim.Status.Phase == corev1.ClaimLost:
+		return bad(v1alpha1.ReasonTargetInvalid, fmt.Sprintf("claim %s has lost its volume %s", name, claim.Spec.VolumeName))
+	case len(o.claimUsers) > 0:
+		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is used by %s; the dump would overwrite its data", name, podNames(o.claimUsers)))
+	}
+	if rival := claimRival(o); rival != nil {
+		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is the target of LiveDump %s, which has not ended; the second dump would overwrite the first", name, rival.Name))
+	}
+	if claim.Status.Phase != corev1.ClaimBound || o.volume == nil {
+		return waiting(v1alpha1.ReasonTargetNotBound, fmt.Sprintf("claim %s is not bound to a volume yet", name))
+	}
+	return checkVolume(o)
+}
+
+// checkVolume says whether the bound volume is a device of the node and not too small.
+func checkVolume(o *observation) finding {
+	claim, volume := o.claim, o.volume
+	if ref := volume.Spec.ClaimRef; ref == nil || ref.UID != claim.UID {
+		return bad(v1alpha1.ReasonTargetInvalid, fmt.Sprintf("volume %s, which claim %s names, is not bound to it", volume.Name, claim.Name))
+	}
+	if mode := volume.Spec.VolumeMode; mode == nil || *mode != corev1.PersistentVolumeBlock {
+		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("volume %s has volumeMode Filesystem, not Block", volume.Name))
+	}
+	if err := volumehelpers.CheckNodeAffinity(volume, o.node.Labels); err != nil {
+		return bad(v1alpha1.ReasonTargetWrongNode, fmt.Sprintf("claim %s is bound to volume %s, which is not reachable from node %s: its node affinity excludes the node", claim.Name, volume.Name, o.node.Name))
+	}
+	if has, needs := capacity(volume), leastSize(o.node); has < needs {
+		return bad(v1alpha1.ReasonTargetTooSmall, fmt.Sprintf("claim %s has %s; a dump of node %s needs at least %s, and most need much more", claim.Name,
+			bytesString(has), o.node.Name, bytesString(needs)))
+	}
+	return good(v1alpha1.ReasonAttached, "the claim fits")
+}
+
+// claimRival is another LiveDump with the same claim that has the better right to it:
+// it is running, or it was there first.
+func claimRival(o *observation) *v1alpha1.LiveDump {
+	for i := range o.others {
+		other := &o.others[i]
+		if other.Namespace == o.dump.Namespace && claimName(other) == claimName(o.dump) && !ended(other) && comesBefore(other, o.dump) {
+			return other
+		}
+	}
+	return nil
+}
+
+// leastSize is a lower bound of a dump's size, in bytes: the two page bitmaps of the dump
+// format, one bit each for every page of RAM, and the least of any kernel.
+func leastSize(node *corev1.Node) int64 {
+	memory := node.Status.Capacity.Memory().Value()
+	return leastBytes + 2*memory/pageSize/8
+}
+
+func capacity(volume *corev1.PersistentVolume) int64 {
+	return volume.Spec.Capacity.Storage().Value()
+}
+
+func bytesString(n int64) string {
+	return resource.NewQuantity(n, resource.BinarySI).String() + " bytes"
+}
+
+// podUsesClaim says whether the pod has the claim as a volume, be it named or the pod's own ephemeral one.
+func podUsesClaim(pod *corev1.Pod, claim string) bool {
+	for _, volume := range pod.Spec.Volumes {
+		if named := volume.PersistentVolumeClaim; named != nil && named.ClaimName == claim {
+			return true
+		}
+		if volume.Ephemeral != nil && pod.Name+"-"+volume.Name == claim {
+			return true
+		}
+	}
+	return false
+}
+
+// podNames lists a few pods by name.
+func podNames(names []string) string {
+	const most = 3
+	if len(names) == 1 {
+		return "pod " + names[0]
+	}
+	if len(names) > most {
+		return fmt.Sprintf("pods %s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return "pods " + strings.Join(names, ", ")
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"livedump.io/api/v1alpha1"
+)
+
+const (
+	// safetyLook is the longest time without a look at a LiveDump that has not ended, for
+	// what no watch reports (another pod that takes the claim, say).
+	safetyLook = 30 * time.Second
+
+	// agentGrace is how long after the deadline an agent at work may take to report by
+	// itself; its report says more than the controller can know.
+	agentGrace = 30 * time.Second
+
+	// deletionGrace is how long the deletion of a LiveDump waits for the agent to thaw.
+	deletionGrace = 60 * time.Second
+)
+
+// want is what is to be done about a thing that may or may not exist.
+type want int
+
+const (
+	leave want = iota
+	ensure
+	remove
+)
+
+// decision is the next step for one LiveDump.
+type decision struct {
+	finalizer want
+	// cancel turns the deletion of a LiveDump into a cancellation, which the agent sees.
+	cancel bool
+	// status as it is to be, the agent's part unchanged.
+	status v1alpha1.LiveDumpStatus
+	holder want
+	// expire deletes the LiveDump.
+	expire bool
+	// lookAgain after this time, even if nothing happens.
+	lookAgain time.Duration
+}
+
+// decide is the whole state machine. It depends on nothing but what was observed.
+func decide(o *observation) decision {
+	if ended(o.dump) {
+		return cleanUp(o)
+	}
+	found := examine(o)
+	if end := findEnd(o, found); end != nil {
+		// Only the status: what it holds on to is given back once the end is on record.
+		return decision{status: endedStatus(o, found, *end), lookAgain: conflictRetry}
+	}
+	d := decision{finalizer: ensure, status: runningStatus(o, found), lookAgain: safetyLook}
+	if deleting(o.dump) {
+		// Kubernetes takes no new finalizers now, and findEnd is waiting for the agent.
+		d.finalizer = leave
+		d.cancel = o.dump.Spec.DesiredState != v1alpha1.DesiredStateCancel
+		d.lookAgain = time.Second
+	}
+	if found.accepted.state == fine && !begun(o.dump) {
+		d.holder = holderStep(o)
+	}
+	d.lookAgain = min(d.lookAgain, deadline(o.dump, found).Sub(o.now))
+	return d
+}
+
+// findings are the results of the checks, one for each condition of the controller's.
+type findings struct {
+	accepted finding
+	target   finding
+	agent    finding
+}
+
+// examine runs the checks. A check that comes after one that failed is not run.
+func examine(o *observation) findings {
+	unchecked := findings{
+		accepted: waiting(v1alpha1.ReasonPending, "not checked yet"),
+		target:   waiting(v1alpha1.ReasonPending, "not checked yet"),
+		agent:    waiting(v1alpha1.ReasonPending, "not checked yet"),
+	}
+	if begun(o.dump) {
+		// The agent has the device open and does not need the holder any more. What could
+		// still go wrong with the target shows as an I/O error.
+		return findings{accepted: accepted(), target: kept(o.dump, v1alpha1.ConditionTargetReady), agent: checkAgent(o)}
+	}
+	f := unchecked
+	if f.accepted = checkNamespace(o); f.accepted.state == failed {
+		return f
+	}
+	if f.accepted = checkNode(o); f.accepted.state == failed {
+		return f
+	}
+	if f.target = checkClaim(o); f.target.state == failed {
+		f.accepted = unchecked.accepted
+		return f
+	}
+	if f.accepted = checkLine(o); f.accepted.state != fine {
+		f.target, f.agent = unchecked.target, unchecked.agent
+		return f
+	}
+	if f.target.state == fine {
+		f.target = checkHolder(o)
+	} else if holder := checkHolder(o); holder.state == pending {
+		// While the claim is unbound, the holder's troubles are the reason.
+		f.target.message += "; " + holder.message
+	}
+	f.agent = checkAgent(o)
+	return f
+}
+
+// cleanUp is what is left to do for a LiveDump that has ended. Its status does not change any more.
+func cleanUp(o *observation) decision {
+	d := decision{status: o.dump.Status}
+	if o.owned() && o.holder.DeletionTimestamp == nil {
+		d.holder = remove
+	}
+	// A holder on a dead node terminates forever, so its deletion is only asked for, not awaited.
+	d.finalizer = remove
+	ttl := o.dump.Spec.TTLSecondsAfterFinished
+	if ttl == nil || deleting(o.dump) || o.dump.Status.CompletionTime == nil {
+		return d
+	}
+	left := o.dump.Status.CompletionTime.Add(time.Duration(*ttl) * time.Second).Sub(o.now)
+	if d.expire = left <= 0; !d.expire {
+		d.lookAgain = left
+	}
+	return d
+}
+
+// ended says whether the outcome stands.
+func ended(dump *v1alpha1.LiveDump) bool {
+	succeeded := condition(dump, v1alpha1.ConditionSucceeded)
+	return succeeded != nil && succeeded.Status != metav1.ConditionUnknown
+}
+
+// begun says whether the agent has taken the LiveDump up: from then on only the agent
+// (or its loss) brings the end, for a session may exist.
+func begun(dump *v1alpha1.LiveDump) bool {
+	captured := condition(dump, v1alpha1.ConditionCaptured)
+	return dump.Status.Session != "" || captured != nil && captured.Reason != v1alpha1.ReasonPending
+}
+
+func deleting(dump *v1alpha1.LiveDump) bool { return dump.DeletionTimestamp != nil }
+
+func canceled(dump *v1alpha1.LiveDump) bool {
+	return dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || deleting(dump)
+}
+
+// claimName of the target; "" for a target of another kind.
+func claimName(dump *v1alpha1.LiveDump) string {
+	if claim := dump.Spec.Target.PersistentVolumeClaim; claim != nil {
+		return claim.ClaimName
+	}
+	return ""
+}
+
+func reference(dump *v1alpha1.LiveDump) string {
+	return fmt.Sprintf("%s/%s", dump.Namespace, dump.Name)
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"livedump.io/api/v1alpha1"
+)
+
+// outcome of a LiveDump, for the condition Succeeded.
+type outcome struct {
+	status          metav1.ConditionStatus
+	reason, message string
+}
+
+func failure(reason, message string) *outcome {
+	return &outcome{metav1.ConditionFalse, reason, message}
+}
+
+// findEnd says how the LiveDump ended; nil if it goes on.
+// What the agent reports comes first: it was there, and a dump that is complete is
+// complete even if the node was rebooted, or the user canceled, right after.
+func findEnd(o *observation, f findings) *outcome {
+	dump := o.dump
+	if end := reportedEnd(o); end != nil {
+		return end
+	}
+	working := begun(dump)
+	if canceled(dump) && !working {
+		return failure(v1alpha1.ReasonCanceled, "canceled before the agent began; nothing was written to the target")
+	}
+	if rebooted(o) {
+		return failure(v1alpha1.ReasonNodeRebooted, fmt.Sprintf("node %s was rebooted (boot ID %s, before %s): the memory to be dumped is gone",
+			dump.Spec.NodeName, o.node.Status.NodeInfo.BootID, dump.Status.Node.BootID))
+	}
+	if working && o.node == nil {
+		return failure(v1alpha1.ReasonNodeNotFound, fmt.Sprintf("node %s was deleted while the agent was at work; the target carries no valid dump", dump.Spec.NodeName))
+	}
+	for _, check := range []finding{f.accepted, f.target, f.agent} {
+		if check.state == failed {
+			return failure(check.reason, check.message)
+		}
+	}
+	if deleting(dump) && o.now.Sub(dump.DeletionTimestamp.Time) >= deletionGrace {
+		return failure(v1alpha1.ReasonCanceled, fmt.Sprintf("deleted; the agent did not confirm within %s that it ended the session", deletionGrace))
+	}
+	if !o.now.Before(deadline(dump, f)) {
+		return overdue(o, f)
+	}
+	return nil
+}
+
+// reportedEnd is the end as the agent reports it in Captured.
+func reportedEnd(o *observation) *outcome {
+	captured := condition(o.dump, v1alpha1.ConditionCaptured)
+	if captured == nil || captured.Status == metav1.ConditionUnknown {
+		return nil
+	}
+	if captured.Status == metav1.ConditionFalse {
+		return failure(captured.Reason, captured.Message)
+	}
+	// The agent's word is a claim: what it can be checked against, it is.
+	result, size := o.dump.Status.Result, o.dump.Status.Target.CapacityBytes
+	switch {
+	case o.dump.Status.StartTime == nil:
+		return failure(v1alpha1.ReasonInternalError, "the agent reported a dump that was never accepted")
+	case result == nil || result.SizeBytes <= 0 || result.SHA256 == "" || result.PagesDumped <= 0:
+		return failure(v1alpha1.ReasonInternalError, "the agent reported a complete dump without its result")
+	case size > 0 && result.SizeBytes > size:
+		return failure(v1alpha1.ReasonInternalError, fmt.Sprintf("the agent reported a dump of %d bytes on a target of %d", result.SizeBytes, size))
+	}
+	return &outcome{metav1.ConditionTrue, v1alpha1.ReasonComplete,
+		fmt.Sprintf("the dump is on claim %s from its first byte on (%d bytes, %d pages, %d lost), read back and verified",
+			claimName(o.dump), result.SizeBytes, result.PagesDumped, result.PagesLost)}
+}
+
+// deadline by which the LiveDump has to end; far away for one that is not accepted yet.
+func deadline(dump *v1alpha1.LiveDump, f findings) time.Time {
+	if dump.Status.StartTime == nil {
+		return time.Unix(1<<40, 0)
+	}
+	at := dump.Status.StartTime.Add(time.Duration(dump.Spec.TimeoutSeconds) * time.Second)
+	if begun(dump) && f.agent.state == fine {
+		at = at.Add(agentGrace)
+	}
+	return at
+}
+
+// overdue says what the LiveDump was waiting for when its time was up.
+func overdue(o *observation, f findings) *outcome {
+	within := fmt.Sprintf("not ended within %d seconds: ", o.dump.Spec.TimeoutSeconds)
+	switch {
+	case begun(o.dump) && f.agent.state != fine:
+		return failure(v1alpha1.ReasonAgentLost, within+"the agent began and did not come back ("+f.agent.message+"); the target carries no valid dump")
+	case begun(o.dump):
+		return failure(v1alpha1.ReasonDeadlineExceeded, within+"the agent was still at work; the target carries no valid dump")
+	case nodeTrouble(o.node) != "":
+		return failure(v1alpha1.ReasonNodeNotReady, within+awaited(f))
+	case f.target.reason == v1alpha1.ReasonTargetNotBound:
+		return failure(v1alpha1.ReasonTargetNotBound, within+awaited(f))
+	}
+	return failure(v1alpha1.ReasonDeadlineExceeded, within+awaited(f))
+}
+
+// awaited is what a LiveDump that the agent has not begun is waiting for.
+func awaited(f findings) string {
+	for _, check := range []finding{f.accepted, f.target, f.agent} {
+		if check.state != fine {
+			return check.message
+		}
+	}
+	return "waiting for the agent to begin"
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"livedump.io/api/v1alpha1"
+)
+
+// told are the conditions whose turn to True or False is worth an event, and the action
+// (in the sense of events.k8s.io) that it stands for.
+var told = []struct{ conditionType, action string }{
+	{v1alpha1.ConditionAccepted, "Accept"},
+	{v1alpha1.ConditionTargetReady, "AttachTarget"},
+	{v1alpha1.ConditionAgentReady, "PlaceAgent"},
+	{v1alpha1.ConditionSucceeded, "End"},
+}
+
+// tell records an event for each step from the status before to the one after.
+func (r *LiveDumpReconciler) tell(before *v1alpha1.LiveDump, after v1alpha1.LiveDumpStatus) {
+	for _, t := range told {
+		is := meta.FindStatusCondition(after.Conditions, t.conditionType)
+		was := condition(before, t.conditionType)
+		if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
+			continue
+		}
+		if t.conditionType == v1alpha1.ConditionSucceeded && is.Status != metav1.ConditionUnknown {
+			recordEnd(is)
+		}
+		switch {
+		case is.Status == metav1.ConditionUnknown && is.Reason != v1alpha1.ReasonWaitingInLine:
+			// still on the way
+		case is.Status == metav1.ConditionFalse && t.conditionType != v1alpha1.ConditionSucceeded:
+			// its reason comes with the end
+		case is.Status == metav1.ConditionFalse:
+			r.Recorder.Eventf(before, nil, corev1.EventTypeWarning, is.Reason, t.action, "%s", is.Message)
+		default:
+			r.Recorder.Eventf(before, nil, corev1.EventTypeNormal, is.Reason, t.action, "%s", is.Message)
+		}
+	}
+}

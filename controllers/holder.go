@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"livedump.io/api/v1alpha1"
+)
+
+// Labels of the pods that belong to livedump.
+const (
+	NameLabel       = "app.kubernetes.io/name"
+	ComponentLabel  = "app.kubernetes.io/component"
+	nameValue       = "livedump"
+	holderComponent = "holder"
+)
+
+const (
+	// holderDevice is where the holder has the device; it never opens it.
+	holderDevice = "/dev/livedump-target"
+
+	// holderUser is any user but root.
+	holderUser = 65532
+
+	// holderRetry is how long a holder that failed stays, so that one that the kubelet
+	// refuses is not made anew in a tight loop.
+	holderRetry = 10 * time.Second
+)
+
+// holderName is the same for every look at one LiveDump, so that there is never a second
+// holder, and another for a LiveDump that is created anew under the same name.
+func holderName(dump *v1alpha1.LiveDump) string {
+	uid := string(dump.UID)
+	return "livedump-holder-" + uid[:min(len(uid), 13)]
+}
+
+func isHolder(pod *corev1.Pod) bool {
+	owner := metav1.GetControllerOf(pod)
+	return pod.Labels[ComponentLabel] == holderComponent && owner != nil && owner.Kind == "LiveDump" && owner.APIVersion == v1alpha1.GroupVersion.String()
+}
+
+// checkHolder says whether the claim is attached to the node.
+func checkHolder(o *observation) finding {
+	h := o.holder
+	switch {
+	case h == nil:
+		return waiting(v1alpha1.ReasonPending, "waiting for the holder pod to be created")
+	case !o.owned():
+		return waiting(v1alpha1.ReasonPending, fmt.Sprintf("pod %s has the name of the holder and is not it; delete it", h.Name))
+	case h.Spec.NodeName != "" && h.Spec.NodeName != o.dump.Spec.NodeName:
+		// Its affinity forbids it. Whoever put it there, that node's device is not ours.
+		return bad(v1alpha1.ReasonTargetWrongNode, fmt.Sprintf("holder pod %s runs on node %s", h.Name, h.Spec.NodeName))
+	case !podReady(h):
+		return waiting(v1alpha1.ReasonPending, fmt.Sprintf("waiting for the claim to be attached: holder pod %s is %s", h.Name, podTrouble(h)))
+	}
+	return good(v1alpha1.ReasonAttached, fmt.Sprintf("claim %s is attached by pod %s", claimName(o.dump), h.Name))
+}
+
+// holderStep is what to do about the holder of a LiveDump that waits for it.
+func holderStep(o *observation) want {
+	switch {
+	case o.holder == nil:
+		return ensure
+	case o.owned() && podEnded(o.holder) && o.holder.DeletionTimestamp == nil && o.now.Sub(o.holder.CreationTimestamp.Time) >= holderRetry:
+		return remove // the next look creates it anew
+	}
+	return leave
+}
+
+// createHolder asks for the pod that keeps the claim attached to the node.
+func (r *LiveDumpReconciler) createHolder(ctx context.Context, dump *v1alpha1.LiveDump) error {
+	pod := r.holderPod(dump)
+	if err := controllerutil.SetControllerReference(dump, pod, r.Client.Scheme()); err != nil {
+		return err
+	}
+	err := r.Client.Create(ctx, pod)
+	if apierrors.IsAlreadyExists(err) {
+		return nil // the next look sees it
+	}
+	return err
+}
+
+// deleteHolder deletes the pod that was seen, and no later one of the same name.
+func (r *LiveDumpReconciler) deleteHolder(ctx context.Context, pod *corev1.Pod) error {
+	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return client.IgnoreNotFound(err)
+}
+
+func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:      holderName(dump),
+			Namespace: dump.Namespace,
+			Labels:    map[string]string{NameLabel: nameValue, ComponentLabel: holderComponent},
+			Annotations: map[string]string{
+				"livedump.io/livedump": dump.Name,
+			},
+		},
+		Spec: corev1.PodSpec{
+			// By affinity and not by nodeName: a claim whose class waits for its first
+			// consumer is bound by the scheduler, which nodeName bypasses.
+			Affinity: &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+				RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+					NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+						MatchFields: []corev1.NodeSelectorRequirement{{
+							Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{dump.Spec.NodeName},
+						}},
+					}},
+				},
+			}},
+			// A sick node is the very one to be dumped, so no taint keeps the holder off or drives it out.
+			Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+			AutomountServiceAccountToken:  ptr.To(false),
+			EnableServiceLinks:            ptr.To(false),
+			RestartPolicy:                 corev1.RestartPolicyAlways,
+			TerminationGracePeriodSeconds: ptr.To[int64](5),
+			SecurityContext: &corev1.PodSecurityContext{
+				RunAsNonRoot:   ptr.To(true),
+				RunAsUser:      ptr.To[int64](holderUser),
+				RunAsGroup:     ptr.To[int64](holderUser),
+				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			},
+			Containers: []corev1.Container{{
+				Name:            "holder",
+				Image:           r.HolderImage,
+				ImagePullPolicy: r.HolderImagePullPolicy,
+				Command:         []string{"/livedump-controller", "hold"},
+				SecurityContext: &corev1.SecurityContext{
+					AllowPrivilegeEscalation: ptr.To(false),
+					ReadOnlyRootFilesystem:   ptr.To(true),
+					Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+				},
+				Resources: corev1.ResourceRequirements{
+					Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("16Mi")},
+					Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
+				},
+				VolumeDevices: []corev1.VolumeDevice{{Name: "target", DevicePath: holderDevice}},
+			}},
+			Volumes: []corev1.Volume{{
+				Name: "target",
+				VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+					ClaimName: claimName(dump),
+				}},
+			}},
+		},
+	}
+}

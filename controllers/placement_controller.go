@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"livedump.io/api/v1alpha1"
+)
+
+const (
+	// AgentLabel brings the agent to a node. The controller sets and removes AgentOnDemand;
+	// AgentResident is the administrator's, for nodes that are to have a warm agent.
+	AgentLabel    = "livedump.io/agent"
+	AgentOnDemand = "on-demand"
+	AgentResident = "resident"
+
+	// linger is how long the agent stays after the last dump of its node, for it unloads
+	// the module after the end, and the next dump may be near.
+	linger = 15 * time.Second
+)
+
+// PlacementReconciler labels the nodes on which the agent is needed.
+type PlacementReconciler struct {
+	Client client.Client
+	Reader client.Reader
+	Clock  clock.PassiveClock
+}
+
+// Reconcile sets or removes the label of one node.
+func (r *PlacementReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	node, err := get(ctx, r.Reader, req.NamespacedName, &corev1.Node{})
+	if err != nil || node == nil {
+		return ctrl.Result{}, err
+	}
+	dumps := &v1alpha1.LiveDumpList{}
+	if err := r.Reader.List(ctx, dumps, client.MatchingFields{nodeNameField: node.Name}); err != nil {
+		return ctrl.Result{}, fmt.Errorf("listing LiveDumps of node %s: %w", node.Name, err)
+	}
+	step, lookAgain := place(node, dumps.Items, r.Clock.Now())
+	if step == leave {
+		return ctrl.Result{RequeueAfter: lookAgain}, nil
+	}
+	before := node.DeepCopy()
+	if step == ensure {
+		if node.Labels == nil {
+			node.Labels = map[string]string{}
+		}
+		node.Labels[AgentLabel] = AgentOnDemand
+	} else {
+		delete(node.Labels, AgentLabel)
+	}
+	// The lock keeps a label that the administrator sets at this moment.
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	if err := r.Client.Patch(ctx, node, patch, client.FieldOwner(FieldManager)); err != nil {
+		return ctrl.Result{}, fmt.Errorf("labelling node %s: %w", node.Name, client.IgnoreNotFound(err))
+	}
+	return ctrl.Result{RequeueAfter: lookAgain}, nil
+}
+
+// place decides about the node's label, and when to look again even if nothing happens (0: never).
+func place(node *corev1.Node, dumps []v1alpha1.LiveDump, now time.Time) (want, time.Duration) {
+	var stays time.Duration
+	needed := false
+	for i := range dumps {
+		dump := &dumps[i]
+		switch {
+		case dump.Status.StartTime == nil:
+			// was never accepted, so no agent ever looked at it
+		case !ended(dump):
+			needed = true
+		case dump.Status.CompletionTime != nil:
+			stays = max(stays, dump.Status.CompletionTime.Add(linger).Sub(now))
+		}
+	}
+	label, labelled := node.Labels[AgentLabel]
+	switch {
+	case needed && !labelled:
+		return ensure, 0
+	case !needed && label == AgentOnDemand && stays > 0:
+		return leave, stays
+	case !needed && label == AgentOnDemand:
+		return remove, 0
+	}
+	return leave, 0
+}
