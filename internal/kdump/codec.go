@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kdump
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Codec compresses pages. Each page is compressed by itself, as the format wants it.
+type Codec uint8
+
+// The codecs that crash, libkdumpfile and makedumpfile all read.
+const (
+	CodecZstd Codec = iota
+	CodecZlib
+	CodecSnappy
+	CodecNone
+)
+
+var codecNames = [...]string{"zstd", "zlib", "snappy", "none"}
+
+func (c Codec) String() string {
+	if int(c) < len(codecNames) {
+		return codecNames[c]
+	}
+	return fmt.Sprintf("Codec(%d)", uint8(c))
+}
+
+// ParseCodec takes a name in any case: zstd, zlib, snappy, none.
+func ParseCodec(name string) (Codec, error) {
+	for i, n := range codecNames {
+		if strings.EqualFold(n, name) {
+			return Codec(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown compression %q: it is one of %s", name, strings.Join(codecNames[:], ", "))
+}
+
+func (c Codec) descFlags() uint32 {
+	return [...]uint32{descZstd, descZlib, descSnappy, 0}[c]
+}
+
+// compressedRoom is more than any codec makes of one page.
+const compressedRoom = 2 * PageSize
+
+// compressor belongs to one goroutine and allocates nothing per page.
+type compressor interface {
+	// appendPage appends the compressed page to dst, which has compressedRoom left. What does not
+	// shrink may be given up half-way: then the length is PageSize or more.
+	appendPage(dst, page []byte) ([]byte, error)
+}
+
+func newCompressor(c Codec) (compressor, error) {
+	switch c {
+	case CodecZstd:
+		e, err := zstd.NewWriter(nil,
+			zstd.WithEncoderLevel(zstd.SpeedFastest),
+			zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(PageSize),
+			zstd.WithSingleSegment(true),
+			zstd.WithEncoderCRC(false), // PageInfo has a CRC of the content
+			zstd.WithLowerEncoderMem(true))
+		if err != nil {
+			return nil, fmt.Errorf("zstd: %w", err)
+		}
+		return &zstdCompressor{e}, nil
+	case CodecZlib:
+		z := &zlibCompressor{}
+		w, err := zlib.NewWriterLevel(&z.out, zlib.BestSpeed)
+		if err != nil {
+			return nil, fmt.Errorf("zlib: %w", err)
+		}
+		z.w = w
+		return z, nil
+	case CodecSnappy:
+		return snappyCompressor{}, nil
+	case CodecNone:
+		return rawCompressor{}, nil
+	}
+	return nil, fmt.Errorf("unknown codec %d", c)
+}
+
+type zstdCompressor struct{ e *zstd.Encoder }
+
+func (z *zstdCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	return z.e.EncodeAll(page, dst), nil
+}
+
+type zlibCompressor struct {
+	w   *zlib.Writer
+	out appender
+}
+
+func (z *zlibCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	z.out.b = dst
+	z.w.Reset(&z.out)
+	if _, err := z.w.Write(page); err != nil {
+		return nil, fmt.Errorf("zlib: %w", err)
+	}
+	if err := z.w.Close(); err != nil {
+		return nil, fmt.Errorf("zlib: %w", err)
+	}
+	return z.out.b, nil
+}
+
+type appender struct{ b []byte }
+
+func (a *appender) Write(p []byte) (int, error) {
+	a.b = append(a.b, p...)
+	return len(p), nil
+}
+
+type snappyCompressor struct{}
+
+func (snappyCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	n := len(dst)
+	out := s2.EncodeSnappy(dst[n:n+compressedRoom], page)
+	return dst[:n+len(out)], nil
+}
+
+type rawCompressor struct{}
+
+func (rawCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	return append(dst, page...), nil
+}
+
+// decompressor belongs to one goroutine. It never writes more than one page.
+type decompressor struct {
+	zs *zstd.Decoder
+	zl io.ReadCloser
+	in bytes.Reader
+}
+
+var errPageSize = errors.New("does not decompress to 4096 bytes")
+
+// page decompresses src, stored with these descriptor flags, into dst, which is one page long.
+func (d *decompressor) page(dst, src []byte, flags uint32) error {
+	switch flags & descCompressed {
+	case 0:
+		if len(src) != PageSize {
+			return fmt.Errorf("stored without compression in %d bytes", len(src))
+		}
+		copy(dst, src)
+		return nil
+	case descZstd:
+		return d.zstd(dst, src)
+	case descZlib:
+		return d.zlib(dst, src)
+	case descSnappy:
+		n, err := snappy.DecodedLen(src)
+		if err != nil {
+			return fmt.Errorf("snappy: %w", err)
+		}
+		if n != PageSize {
+			return errPageSize
+		}
+		if _, err := snappy.Decode(dst[:PageSize], src); err != nil {
+			return fmt.Errorf("snappy: %w", err)
+		}
+		return nil
+	case descLZO:
+		return errors.New("compressed with LZO, which livedump does not read")
+	}
+	return fmt.Errorf("unknown compression flags %#x", flags)
+}
+
+func (d *decompressor) zstd(dst, src []byte) error {
+	if d.zs == nil {
+		zs, err := zstd.NewReader(nil,
+			zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true),
+			zstd.WithDecodeAllCapLimit(true))
+		if err != nil {
+			return fmt.Errorf("zstd: %w", err)
+		}
+		d.zs = zs
+	}
+	out, err := d.zs.DecodeAll(src, dst[:0:PageSize])
+	if err != nil {
+		return fmt.Errorf("zstd: %w", err)
+	}
+	if len(out) != PageSize {
+		return errPageSize
+	}
+	return nil
+}
+
+func (d *decompressor) zlib(dst, src []byte) error {
+	d.in.Reset(src)
+	if d.zl == nil {
+		zl, err := zlib.NewReader(&d.in)
+		if err != nil {
+			return fmt.Errorf("zlib: %w", err)
+		}
+		d.zl = zl
+	} else if err := d.zl.(zlib.Resetter).Reset(&d.in, nil); err != nil {
+		return fmt.Errorf("zlib: %w", err)
+	}
+	if _, err := io.ReadFull(d.zl, dst[:PageSize]); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+			return errPageSize
+		}
+		return fmt.Errorf("zlib: %w", err)
+	}
+	// The checksum is read with the end of the stream.
+	var more [1]byte
+	switch n, err := d.zl.Read(more[:]); {
+	case n != 0:
+		return errPageSize
+	case err != io.EOF:
+		return fmt.Errorf("zlib: %w", err)
+	}
+	return nil
+}
+
+func (d *decompressor) close() {
+	if d.zs != nil {
+		d.zs.Close()
+	}
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kdump
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// Summary is what a finished dump is.
+type Summary struct {
+	Bytes     uint64            // size from the first byte of the target on
+	SHA256    [sha256.Size]byte // of these bytes, as read back from the target
+	Pages     uint64            // in the dump
+	Lost      uint64
+	Uncovered uint64
+	ZeroPages uint64 // of Pages
+}
+
+// Finish makes the target a dump: it writes what is left, syncs, reads everything back and compares
+// it with what was meant to be written, and only then writes block 0 that makes it one.
+//
+// Errors: ErrPagesMissing, ErrReadBack, *TargetTooSmallError, *WriteError, what the Output returns,
+// or the cause of ctx. After any error the target is not a dump; call Abort.
+func (w *Writer) Finish(ctx context.Context) (Summary, error) {
+	w.intake.Lock()
+	defer w.intake.Unlock()
+	if w.closed {
+		return Summary{}, w.closedError()
+	}
+	w.drain()
+	// Whichever comes first, the end of ctx or Abort, ends both the writes and the read-back.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { w.failure.set(context.Cause(ctx)) })
+	defer stop()
+	finished := make(chan struct{})
+	defer close(finished)
+	go func() {
+		select {
+		case <-w.failure.done:
+			cancel(w.failure.err)
+		case <-finished:
+		}
+	}()
+
+	s, err := w.finish(ctx)
+	if err != nil {
+		return Summary{}, w.fail(err)
+	}
+	w.ended = true
+	w.halt()
+	w.setStep("Done")
+	return s, nil
+}
+
+func (w *Writer) finish(ctx context.Context) (Summary, error) {
+	if err := w.failure.get(); err != nil {
+		return Summary{}, err
+	}
+	if given := uint64(len(w.pages)) + uint64(w.nLost.Load()); given != w.meta.Pages {
+		return Summary{}, fmt.Errorf("%w: %d of %d were given", ErrPagesMissing, given, w.meta.Pages)
+	}
+	w.setStep("Finishing")
+	slices.SortFunc(w.pages, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
+
+	rec := w.record(StateComplete)
+	rec.DataOffset = uint64(w.layout.dataOffset)
+	rec.ChunkBytes = uint32(w.layout.chunkBytes)
+	rec.PageInfo = pageInfoV1
+	rec.Pages = uint64(len(w.pages))
+	rec.Lost = uint64(w.nLost.Load())
+	rec.ZeroPages = w.zeros
+	rec.Uncovered = w.uncovered
+
+	if err := w.writeTail(&rec); err != nil {
+		return Summary{}, err
+	}
+	hdr, err := w.writeMetadata()
+	if err != nil {
+		return Summary{}, err
+	}
+	if err := w.disk.wait(); err != nil {
+		return Summary{}, err
+	}
+	if err := w.writeSums(&rec); err != nil {
+		return Summary{}, err
+	}
+	if err := w.out.Sync(); err != nil {
+		return Summary{}, fmt.Errorf("syncing the target: %w", err)
+	}
+
+	block, err := newAligned(PageSize)
+	if err != nil {
+		return Summary{}, err
+	}
+	defer block.free()
+	hdr.written = saturate32(rec.Size / PageSize)
+	hdr.encode(block.b)
+	rec.encode(block.b)
+
+	w.setStep("Verifying")
+	sum, err := w.readBack(ctx, block.b, &rec)
+	if err != nil {
+		return Summary{}, err
+	}
+	if err := w.failure.get(); err != nil {
+		return Summary{}, err
+	}
+	if err := w.writeBlock0(block.b); err != nil {
+		return Summary{}, err
+	}
+	return Summary{
+		Bytes: rec.Size, SHA256: sum,
+		Pages: rec.Pages, Lost: rec.Lost, Uncovered: rec.Uncovered, ZeroPages: rec.ZeroPages,
+	}, nil
+}
+
+// writeTail puts the table of lost ranges behind the data and ends it.
+func (w *Writer) writeTail(rec *Record) error {
+	var ranges []byte
+	w.lost.ranges(func(r PFNRange) {
+		ranges = binary.LittleEndian.AppendUint64(ranges, r.Start)
+		ranges = binary.LittleEndian.AppendUint64(ranges, r.End)
+	})
+	rec.LostRanges = uint64(len(ranges) / 16)
+	end := w.data.offset
+	if room := roomOf(w.out); end+w.layout.tailBytes(end, int(rec.LostRanges)) > room {
+		return &TargetTooSmallError{Needed: end + w.layout.tailBytes(end, int(rec.LostRanges)), Available: room}
+	}
+	if err := w.data.appendZeros(roundUp(end, 8) - end); err != nil {
+		return err
+	}
+	rec.LostOffset = uint64(w.data.offset)
+	if err := w.data.append(ranges); err != nil {
+		return err
+	}
+	end, err := w.data.finish()
+	rec.SumsOffset = uint64(end)
+	return err
+}
+
+// writeMetadata writes all between block 0 and the data. It returns the header for block 0.
+func (w *Writer) writeMetadata() (header, error) {
+	l, m := &w.layout, &w.meta
+	s := newStream(w.disk, PageSize)
+
+	notes := uint64(PageSize + subHeaderBytes)
+	sub := subHeader{
+		physBase:         uint64(w.phys),
+		dumpLevel:        int32(m.DumpLevel),
+		endPFN:           m.MaxPFN,
+		offsetVMCoreInfo: notes + m.VMCoreInfoOffset,
+		sizeVMCoreInfo:   m.VMCoreInfoBytes,
+		offsetNote:       notes,
+		sizeNote:         uint64(len(m.Notes)),
+		endPFN64:         m.MaxPFN,
+		maxMapnr64:       m.MaxPFN,
+	}
+	var b [PageSize]byte
+	sub.encode(b[:])
+	if err := s.append(b[:subHeaderBytes]); err != nil {
+		return header{}, err
+	}
+	if err := s.append(m.Notes); err != nil {
+		return header{}, err
+	}
+	if err := s.appendZeros(l.bitmapOffset - s.offset); err != nil {
+		return header{}, err
+	}
+	ram, err := w.writeBitmaps(s)
+	if err != nil {
+		return header{}, err
+	}
+	for _, p := range w.pages {
+		d := pageDesc{offset: p.offset, size: uint32(p.size), pageFlags: PageInfo{
+			Class: p.class, Flags: PageFlags(p.flags) & pageFlagsKnown, CRC: p.crc}.encode()}
+		if p.flags&storedRaw == 0 {
+			d.flags = w.opts.Codec.descFlags()
+		}
+		d.encode(b[:])
+		if err := s.append(b[:descBytes]); err != nil {
+			return header{}, err
+		}
+	}
+	// Lost pages leave their part of the table empty; old content of the target must not stay there.
+	if err := s.appendZeros(l.dataOffset - s.offset); err != nil {
+		return header{}, err
+	}
+	return header{
+		version: headerVersion,
+		uts:     m.Utsname,
+		seconds: m.FrozenAt.Unix(),
+		// libkdumpfile first reads the header as a 32-bit one. What it takes for the block size then
+		// is our microseconds, and some values pass its checks. The record has the exact time.
+		microseconds: 0,
+		status:       w.opts.Codec.descFlags(),
+		blockSize:    PageSize,
+		subHdrBlocks: int32(l.subHdrBlocks),
+		bitmapBlocks: uint32(l.bitmapBlocks),
+		maxMapnr:     saturate32(m.MaxPFN),
+		totalRAM:     saturate32(ram),
+		nrCPUs:       int32(m.NrCPUs),
+	}, nil
+}
+
+// writeBitmaps writes the first bitmap (there is RAM) and the second (the page is in the dump). It
+// returns the number of page frames in the first.
+func (w *Writer) writeBitmaps(s *stream) (ram uint64, err error) {
+	first := newBitmap(w.meta.MaxPFN)
+	for _, r := range w.meta.RAM {
+		first.setRange(r)
+	}
+	words := int(w.layout.bitmapBlocks / 2 * PageSize / 8)
+	var b [8]byte
+	for i := range words {
+		// Readers take a page that is not in the first bitmap for no memory at all, dumped or not.
+		v := first.word(i) | w.seen.word(i)
+		ram += uint64(onesCount(v))
+		putWord(b[:], v)
+		if err := s.append(b[:]); err != nil {
+			return 0, err
+		}
+	}
+	for i := range words {
+		putWord(b[:], w.seen.word(i)&^w.lost.word(i))
+		if err := s.append(b[:]); err != nil {
+			return 0, err
+		}
+	}
+	return ram, nil
+}
+
+// writeSums writes the table of chunk checksums, which ends the dump.
+func (w *Writer) writeSums(rec *Record) error {
+	sums := w.disk.sums
+	n := roundUp(int64(len(sums))*sha256.Size, PageSize)
+	table, err := newAligned(int(n))
+	if err != nil {
+		return err
+	}
+	defer table.free()
+	for i, sum := range sums {
+		copy(table.b[i*sha256.Size:], sum[:])
+	}
+	rec.Root = sha256.Sum256(table.b)
+	rec.Size = rec.SumsOffset + uint64(n)
+	for off := int64(0); off < n; off += w.layout.chunkBytes {
+		part := table.b[off:min(n, off+w.layout.chunkBytes)]
+		if err := writeAt(w.out, part, int64(rec.SumsOffset)+off); err != nil {
+			return err
+		}
+		w.bytesWritten.Add(int64(len(part)))
+	}
+	return nil
+}
+
+// readBack compares the target with what was written and returns the checksum of the whole file, block
+// being what block 0 will be.
+func (w *Writer) readBack(ctx context.Context, block []byte, rec *Record) ([sha256.Size]byte, error) {
+	sc := chunkScan{
+		r: w.out, block0: block, rec: rec, sums: w.disk.sums,
+		workers: w.opts.Workers, bytesRead: &w.bytesReadBack,
+		bad: func(b badChunk) error {
+			return fmt.Errorf("%w: the %d bytes at %d", ErrReadBack, b.n, b.offset)
+		},
+	}
+	return sc.run(ctx)
+}
+
+func (w *Writer) writeBlock0(block []byte) error {
+	if err := writeAt(w.out, block, 0); err != nil {
+		return err
+	}
+	if err := w.out.Sync(); err != nil {
+		return fmt.Errorf("syncing block 0: %w", err)
+	}
+	got, err := newAligned(PageSize)
+	if err != nil {
+		return err
+	}
+	defer got.free()
+	if n, err := w.out.ReadAt(got.b, 0); n < PageSize {
+		return fmt.Errorf("reading back block 0: %w", unexpectedEOF(err))
+	}
+	if !bytes.Equal(got.b, block) {
+		return fmt.Errorf("%w: block 0", ErrReadBack)
+	}
+	w.bytesWritten.Add(PageSize)
+	return nil
+}
