@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package endtoend is the whole path on real parts: a cluster of package
+// cluster with livedump installed from its chart, a workload, dumps, and what
+// has to hold afterwards. The demo and the tests of failures share it.
+package endtoend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"livedump.io/test/cluster"
+	"livedump.io/test/guest"
+	"livedump.io/test/image"
+)
+
+// Names that the samples in config/samples use.
+const (
+	Namespace = "livedump-system"
+	NodeName  = "node-1"
+	ClaimName = "dump-target"
+)
+
+// Sizes of the node. The target can hold all of its memory.
+const (
+	nodeMemoryMiB  = 2048
+	targetMiB      = 4096
+	smallTargetMiB = 16
+	nodeCPUs       = 2
+)
+
+// Images that are made from this tree; the chart gets the first two as values.
+const (
+	imageTag        = "test"
+	controllerImage = "livedump.test/livedump-controller"
+	agentImage      = "livedump.test/livedump-agent"
+	workloadImage   = "livedump.test/workload:" + imageTag
+)
+
+// Options say what to build the bench from.
+type Options struct {
+	// Root is the top of the source tree; binaries and modules are in its bin directory.
+	Root string
+	// State is for what is thrown away at the end.
+	State string
+	// Out takes results and logs.
+	Out string
+	// Kernel is the series of Debian's kernel for the node, such as 6.1.
+	Kernel string
+	// ReplaceHosts shows another /etc/hosts to this process and its children.
+	ReplaceHosts func([]byte) error
+}
+
+// Bench is a cluster with livedump installed.
+type Bench struct {
+	*cluster.Cluster
+	Options Options
+	// Target and SmallTarget are the images of the node's disks /dev/vdb and /dev/vdc.
+	Target, SmallTarget string
+
+	began  time.Time
+	kernel *guest.Kernel
+	print  sync.Mutex
+}
+
+// New makes a bench that has started nothing yet.
+func New(options Options) *Bench { return &Bench{Options: options, began: time.Now()} }
+
+// Step prints a line of progress with the time since the start.
+func (b *Bench) Step(format string, args ...any) {
+	b.print.Lock()
+	defer b.print.Unlock()
+	fmt.Printf("[%4.0f s] %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// Start starts the cluster and installs the chart. The context that it returns
+// ends early if a part of the cluster does; see cluster.Start. Call Stop also
+// after an error.
+func (b *Bench) Start(ctx context.Context) (context.Context, error) {
+	o := b.Options
+	logs := filepath.Join(o.Out, "log")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return ctx, err
+	}
+	var err error
+	if b.kernel, err = guest.FetchKernel(ctx, o.Kernel); err != nil {
+		return ctx, err
+	}
+	archives, err := b.buildImages()
+	if err != nil {
+		return ctx, err
+	}
+	b.Target = filepath.Join(o.State, "target.img")
+	b.SmallTarget = filepath.Join(o.State, "small.img")
+	if err := errors.Join(guest.CreateImage(b.Target, targetMiB), guest.CreateImage(b.SmallTarget, smallTargetMiB)); err != nil {
+		return ctx, err
+	}
+	// The API server finds the kubelet by the node's name, at a forwarded port of the loopback.
+	if err := o.ReplaceHosts([]byte("127.0.0.1 localhost " + NodeName + "\n")); err != nil {
+		return ctx, err
+	}
+	var running context.Context
+	b.Cluster, running, err = cluster.Start(ctx, cluster.Options{
+		Root: o.Root, Dir: o.State, LogDir: logs,
+		Kernel: b.kernel, NodeName: NodeName, MemoryMiB: nodeMemoryMiB, CPUs: nodeCPUs,
+		Disks: []guest.Disk{
+			{Image: b.Target, Serial: "livedump-target"},
+			{Image: b.SmallTarget, Serial: "livedump-small"},
+		},
+		Images: archives, Progress: b.Step,
+		Console: filepath.Join(o.Out, "guest.log"),
+	})
+	if err != nil {
+		return running, err
+	}
+	return running, b.install(running)
+}
+
+// buildImages puts this tree's binaries into images: what the Dockerfile's final
+// stages hold, with the module for the node's kernel in the agent's.
+func (b *Bench) buildImages() ([]string, error) {
+	bin := func(name string) string { return filepath.Join(b.Options.Root, "bin", name) }
+	images := []struct {
+		archive string
+		image   image.Image
+	}{
+		{"pause", image.Image{Reference: cluster.PauseImage, User: "65535:65535",
+			Files: map[string]string{"/pause": bin("test/pause")}, Entrypoint: []string{"/pause"}}},
+		{"workload", image.Image{Reference: workloadImage,
+			Files: map[string]string{"/workload": bin("test/workload")}, Entrypoint: []string{"/workload"}}},
+		{"controller", image.Image{Reference: controllerImage + ":" + imageTag, User: "65532:65532",
+			Files:      map[string]string{"/livedump-controller": bin("livedump-controller")},
+			Entrypoint: []string{"/livedump-controller"}}},
+		{"agent", image.Image{Reference: agentImage + ":" + imageTag,
+			Files: map[string]string{
+				"/livedump-agent": bin("livedump-agent"),
+				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": filepath.Join(b.Options.Root, "bin/kmod", b.kernel.Release, "livedump.ko"),
+			},
+			Entrypoint: []string{"/livedump-agent"}}},
+	}
+	dir := filepath.Join(b.Options.State, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var archives []string
+	for _, i := range images {
+		archive := filepath.Join(dir, i.archive+".tar")
+		if err := i.image.WriteArchive(archive); err != nil {
+			return nil, err
+		}
+		archives = append(archives, archive)
+	}
+	return archives, nil
+}
+
+// install installs the chart and waits until the controller is available.
+func (b *Bench) install(ctx context.Context) error {
+	b.Step("installing the chart")
+	_, err := b.Helm(ctx, "install", "livedump", filepath.Join(b.Options.Root, "charts/livedump"),
+		"--namespace="+Namespace, "--create-namespace", "--wait", "--timeout=5m",
+		"--set-string=controller.image.repository="+controllerImage, "--set-string=controller.image.tag="+imageTag,
+		"--set-string=agent.image.repository="+agentImage, "--set-string=agent.image.tag="+imageTag)
+	if err != nil {
+		return errors.Join(err, b.describe(Namespace))
+	}
+	b.Step("livedump is installed")
+	return nil
+}
+
+// describe says how the pods of a namespace are, for an error message.
+func (b *Bench) describe(namespace string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	pods, podsErr := b.Kubectl(ctx, nil, "--namespace="+namespace, "get", "pods", "-o", "wide")
+	events, eventsErr := b.Kubectl(ctx, nil, "--namespace="+namespace, "get", "events", "--sort-by=.lastTimestamp")
+	return errors.Join(fmt.Errorf("pods of %s:\n%s\nevents:\n%s", namespace, pods, events), podsErr, eventsErr)
+}
+
+// Stop ends the cluster.
+func (b *Bench) Stop() error {
+	if b.Cluster == nil {
+		return nil
+	}
+	return b.Cluster.Stop()
+}
