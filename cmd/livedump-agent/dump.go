@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/module"
+	"livedump.io/internal/session"
+	"livedump.io/node-agent/engine"
+)
+
+// dumpFlags are the flags of "dump", as they were read.
+type dumpFlags struct {
+	device     string
+	moduleFile string
+	report     string
+	keepModule bool
+	pauseAt    string
+	timeout    time.Duration
+	policy     blockdev.Policy
+	options    engine.Options
+	dirs       module.Dirs
+	log        *slog.Logger
+}
+
+func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
+	d := &dumpFlags{}
+	flags := flag.NewFlagSet("livedump-agent dump", flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.Usage = func() {
+		fmt.Fprint(out, "usage: livedump-agent dump --device DEVICE [flags]\n\n"+
+			"Dumps the memory of the running kernel to a block device, verifies the dump, and prints a report.\nNeeds root.\n\nFlags:\n")
+		flags.PrintDefaults()
+	}
+	flags.StringVar(&d.device, "device", "", "block `device` that is overwritten with the dump (required)")
+	flags.StringVar(&d.moduleFile, "module", "", "module `file` (default: the one for the running kernel in --module-dir or --host-module-dir)")
+	flags.StringVar(&d.dirs.Image, "module-dir", module.DefaultDirs.Image, "`directory` with <release>/livedump.ko")
+	flags.StringVar(&d.dirs.Host, "host-module-dir", module.DefaultDirs.Host, "`directory` with <release>/{extra,updates}/livedump.ko")
+	flags.BoolVar(&d.keepModule, "keep-module", false, "leave the module loaded afterwards")
+	flags.StringVar(&d.report, "report", "", "`file` for the report in JSON (default: standard output)")
+	compression := flags.String("compression", "zstd", "`codec` of the pages: zstd, zlib, snappy or none")
+	level := flags.Uint("dump-level", uint(session.ExcludeAll), "page classes to leave out, makedumpfile's `bits` (0 to 31)")
+	consistency := flags.String("consistency", "Strict", "`mode` when the reserve is used up: Strict or BestEffort")
+	policy := flags.String("overwrite-policy", blockdev.IfEmptyOrLiveDump.String(), "what may be on the device: Never or IfEmptyOrLiveDump")
+	id := flags.String("session", "", "`UUID` of the session (default: a new one)")
+	flags.Uint64Var(&d.options.ReserveBytes, "reserve", 0, "limit for copies and page tables, in `bytes` (0: a share of free memory)")
+	flags.IntVar(&d.options.Readers, "readers", 0, "`goroutines` that fetch pages (0: one for each CPU, at most 4)")
+	flags.DurationVar(&d.timeout, "timeout", 30*time.Minute, "longest `time` for the whole dump")
+	flags.DurationVar(&d.options.Deadline, "deadline", 0, "longest `time` that memory stays frozen, kept by the kernel (0: that of --timeout)")
+	flags.StringVar(&d.pauseAt, "pause-at", "", "for tests: `step` before which to print its name and wait for a line on standard input")
+	logLevel := flags.String("log-level", "info", "debug, info, warn or error")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, nil
+		}
+		return nil, usageError{err}
+	}
+	if flags.NArg() > 0 {
+		return nil, usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+	}
+	if d.device == "" {
+		return nil, usageError{errors.New("--device is required")}
+	}
+	var err error
+	if d.options.Codec, err = kdump.ParseCodec(*compression); err != nil {
+		return nil, usageError{err}
+	}
+	if *level > uint(session.ExcludeAll) {
+		return nil, usageError{fmt.Errorf("--dump-level %d: want 0 to %d", *level, session.ExcludeAll)}
+	}
+	d.options.Level = session.DumpLevel(*level)
+	switch *consistency {
+	case "Strict":
+		d.options.Mode = session.Strict
+	case "BestEffort":
+		d.options.Mode = session.BestEffort
+	default:
+		return nil, usageError{fmt.Errorf("--consistency %q: want Strict or BestEffort", *consistency)}
+	}
+	if d.policy, err = blockdev.ParsePolicy(*policy); err != nil {
+		return nil, usageError{err}
+	}
+	if *id == "" {
+		_, _ = rand.Read(d.options.UUID[:]) // never fails
+		d.options.UUID[6] = d.options.UUID[6]&0x0f | 0x40
+		d.options.UUID[8] = d.options.UUID[8]&0x3f | 0x80
+	} else {
+		parsed, err := uuid.Parse(*id)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--session %q: %w", *id, err)}
+		}
+		d.options.UUID = kdump.Session(parsed)
+	}
+	if d.timeout <= 0 || d.options.Deadline < 0 {
+		return nil, usageError{errors.New("--timeout and --deadline must be positive")}
+	}
+	if d.options.Deadline == 0 {
+		d.options.Deadline = d.timeout
+	}
+	d.log, err = newLogger(*logLevel)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return d, nil
+}
+
+func newLogger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// dump is "livedump-agent dump".
+func dump(args []string, out io.Writer) error {
+	d, err := parseDump(args, out)
+	if err != nil || d == nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, engine.ErrDeadline)
+	defer cancel()
+
+	path, err := filepath.Abs(d.device)
+	if err != nil {
+		return err
+	}
+	node := engine.Node{
+		Host: blockdev.LocalHost,
+		Loader: module.Loader{
+			Kernel: module.Running{Sys: blockdev.LocalHost.Sys, Root: blockdev.LocalHost.Root},
+			Dirs:   d.dirs, File: d.moduleFile,
+		},
+		Log: d.log,
+	}
+	unlock, err := engine.LockMemory()
+	if err != nil {
+		d.log.Warn("memory is not locked", "error", err)
+	}
+	defer unlock()
+	d.options.Progress = printProgress(d.log)
+	if d.pauseAt != "" {
+		d.options.OnStep = pauseAt(engine.Step(d.pauseAt), os.Stdout, os.Stdin)
+	}
+	e := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy})
+	report, dumpErr := e.Dump(ctx, d.options)
+
+	if !d.keepModule && report.Module.How != "" {
+		if err := node.Loader.Unload(); err != nil {
+			d.log.Error("the module stays loaded", "error", err)
+			dumpErr = errors.Join(dumpErr, err)
+		} else {
+			d.log.Info("module unloaded")
+		}
+	}
+	if err := writeReport(report, d.report, out); err != nil {
+		return errors.Join(dumpErr, err)
+	}
+	return dumpErr
+}
+
+func writeReport(r *engine.Report, path string, out io.Writer) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	text = append(text, '\n')
+	if path != "" {
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+		return nil
+	}
+	if _, err := out.Write(text); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}
+
+// printProgress logs steps as they begin, and how far the pages are, once a second.
+func printProgress(log *slog.Logger) func(engine.Progress) {
+	var step engine.Step
+	var last time.Time
+	return func(p engine.Progress) {
+		if p.Step == step && time.Since(last) < time.Second {
+			return
+		}
+		step, last = p.Step, time.Now()
+		log.Info("progress", "step", p.Step, "percent", p.Percent(), "pages", p.PagesDone, "of", p.PagesTotal, "bytes", p.BytesWritten)
+	}
+}
+
+// pauseAt lets a test stop the dump at a known place: it prints the step's name and waits for a line, or for the end
+// of the dump's time.
+func pauseAt(at engine.Step, out io.Writer, in io.Reader) func(context.Context, engine.Step) {
+	return func(ctx context.Context, s engine.Step) {
+		if s != at {
+			return
+		}
+		fmt.Fprintf(out, "paused before %s\n", s)
+		line := make(chan struct{})
+		go func() {
+			defer close(line)
+			var b [1]byte
+			for b[0] != '\n' {
+				if _, err := in.Read(b[:]); err != nil {
+					return
+				}
+			}
+		}()
+		select {
+		case <-line:
+		case <-ctx.Done():
+		}
+	}
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/module"
+	"livedump.io/internal/session"
+)
+
+// Node is the machine that the process runs on.
+type Node struct {
+	Host   blockdev.Host
+	Loader module.Loader
+	Log    *slog.Logger
+}
+
+// Engine makes dumps of this node to a device that find names when the dump begins.
+func (n Node) Engine(find func() (blockdev.ID, error), need blockdev.Need) *Engine {
+	return &Engine{
+		OpenTarget: func(ctx context.Context) (Target, error) {
+			id, err := find()
+			if err != nil {
+				return nil, err
+			}
+			d, err := blockdev.Open(ctx, n.Host, id, need)
+			if err != nil {
+				return nil, err
+			}
+			return device{d}, nil
+		},
+		LoadModule: n.Loader.Ensure,
+		OpenSession: func(ctx context.Context) (session.Session, error) {
+			node := module.Node{Sys: n.Host.Sys, Dev: filepath.Join(n.Host.Root, "dev")}
+			d, err := session.OpenWith(func() (*os.File, error) { return node.Open(ctx) })
+			if err != nil {
+				return nil, err
+			}
+			return d, nil
+		},
+		RAM: SystemRAM,
+		Now: time.Now,
+		Log: n.Log,
+	}
+}
+
+// device is a block device as the target of a dump.
+type device struct{ *blockdev.Device }
+
+func (d device) Describe() string { return d.Identity().String() }
