@@ -11,6 +11,7 @@
  *   pages.c      one state word per page frame: saved, reported, lost
  *   classify.c   what a page is, by its struct page as of the stop
  *   reserve.c    preallocated pages for copies and page tables
+ *   truth.c      test builds only: is every page as it was in the stop?
  *
  * All state of the session is static data of the module.  Nothing of it may lie
  * in the direct map, which is protected: a write to it from the fault path
@@ -180,6 +181,7 @@ void ld_cursor_return(struct ld_cursor *cur);
 void ld_pages_classified(void);
 
 bool ld_copy_page_safe(void *dst, const void *src);
+const void *ld_page_stop_content(unsigned long pfn);
 
 /* ---- classify.c ---- */
 
@@ -201,5 +203,19 @@ u64 ld_reserve_pages(void);
 u64 ld_reserve_low(void);
 u64 ld_reserve_free(void);
 u64 ld_reserve_overhead(void);
+
+/* ---- truth.c, test builds only ---- */
+
+#ifdef LIVEDUMP_TRUTH
+int ld_truth_prepare(void);
+void ld_truth_release(void);
+void ld_truth_take(void);
+void ld_truth_compare(const void *content, const struct livedump_page *d);
+#else
+static inline int ld_truth_prepare(void) { return 0; }
+static inline void ld_truth_release(void) { }
+static inline void ld_truth_take(void) { }
+static inline void ld_truth_compare(const void *content, const struct livedump_page *d) { }
+#endif
 
 #endif /* _LIVEDUMP_H */

@@ -240,6 +240,16 @@ void ld_pages_classified(void)
 	nr_returned = 0;
 }
 
+/* In the stop: where the content of a page is, its copy or the page itself; NULL: nowhere. */
+const void *ld_page_stop_content(unsigned long pfn)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	if (w_state(w) == COPY)
+		return ld_reserve_page(w_slot(w));
+	return ld_va_to_pfn((unsigned long)pfn_va(pfn)) == ULONG_MAX ? NULL : pfn_va(pfn);
+}
+
 static void describe(struct livedump_page *out, unsigned long pfn, u32 class_id, u32 flags)
 {
 	if (!(flags & LIVEDUMP_PAGE_LOST) && test_bit(pfn, ld_uncovered))
@@ -352,7 +362,7 @@ int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
 		/* Copies first: their slots are needed for the next faults. */
 		if (slot != LD_NO_SLOT) {
 			if (report_copy(pfn, slot, dst, out))
-				return 1;
+				goto found;
 			continue;
 		}
 		if (cur->pfn >= cur->end && !next_stretch(cur, stretch)) {
@@ -363,10 +373,13 @@ int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
 			return 0;
 		}
 		if (report_swept(cur->pfn++, dst, out))
-			return 1;
+			goto found;
 		if (!(cur->pfn % 4096))
 			cond_resched();
 	}
+found:
+	ld_truth_compare(dst, out);
+	return 1;
 }
 
 static int add_ram(struct resource *res, void *arg)

@@ -73,6 +73,7 @@ static void end_session(void)
 	ld_alias_release();
 	ld_reserve_release();
 	ld_notes_release();
+	ld_truth_release();
 	ld_pages_release();
 	if (s.state != LIVEDUMP_STATE_IDLE)
 		s.state = LIVEDUMP_STATE_THAWED;
@@ -113,6 +114,7 @@ static int prepare_parts(const struct livedump_prepare *arg)
 	err = err ?: ld_alias_prepare();
 	err = err ?: ld_reserve_prepare(arg->reserve_bytes);
 	err = err ?: ld_notes_prepare();
+	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
 }
 
@@ -166,13 +168,19 @@ static int plan(void)
 	return err;
 }
 
+static void protect(void)
+{
+	ld_truth_take();
+	ld_wp_protect();
+}
+
 static const struct ld_stop_ops stop_ops = {
 	.plan		= plan,
 	.check		= ld_wp_check_plan,
 	.each_cpu	= ld_alias_copy_percpu,
 	.copy		= ld_alias_copy_shared,
 	.copy_error	= ld_alias_copy_error,
-	.protect	= ld_wp_protect,
+	.protect	= protect,
 };
 
 int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned long caller)
