@@ -487,5 +487,6 @@ func (d *dump) finish(ctx context.Context) error {
 		return err
 	}
 	d.report.summary(s)
+	d.progress()
 	return nil
 }

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/blockdev/blockdevtest"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/module"
+	"livedump.io/internal/session"
+	"livedump.io/internal/session/sessiontest"
+)
+
+const testVMCoreInfo = "OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=16777216\nKERNELOFFSET=1f000000\n"
+
+var testUUID = kdump.Session{0xde, 0xad, 15: 1}
+
+// testPage is what page pfn holds: noise that does not compress, but for every fourth page.
+func testPage(pfn uint64) []byte {
+	if pfn%4 == 0 {
+		return nil
+	}
+	page := make([]byte, 0, session.PageSize)
+	sum := sha256.Sum256(fmt.Append(nil, "page ", pfn))
+	for len(page) < session.PageSize {
+		page = append(page, sum[:]...)
+		sum = sha256.Sum256(sum[:])
+	}
+	return page
+}
+
+// testMemory is RAM from 1 MiB on, every eighth page being free.
+func testMemory(pages uint64) *sessiontest.Memory {
+	m := &sessiontest.Memory{
+		Pages: map[uint64][]byte{}, Classes: map[uint64]session.Class{}, Flags: map[uint64]session.PageFlags{}, CPUs: 2,
+		VMCoreInfo: testVMCoreInfo,
+		Utsname: session.Utsname{Sysname: "Linux", Nodename: "n1", Release: "6.1.0-test", Version: "#1", Machine: "x86_64",
+			Domainname: "(none)"},
+	}
+	for pfn := uint64(256); pfn < 256+pages; pfn++ {
+		m.Pages[pfn] = testPage(pfn)
+		if pfn%8 == 7 {
+			m.Classes[pfn] = session.ClassFree
+		}
+	}
+	return m
+}
+
+// file is a target that can fail.
+type file struct {
+	*os.File
+	size int64
+
+	mu           sync.Mutex
+	written      int64
+	failAfter    int64 // bytes; 0: never
+	failMetadata bool  // writing block 1 fails, which comes after all pages
+	failWith     error
+	corrupt      bool          // flips a bit of everything that is not block 0
+	block        chan struct{} // writes beyond block 0 wait until it is closed
+	syncErr      error
+	closed       bool
+}
+
+func newFile(t *testing.T, size int64) *file {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "target"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return &file{File: f, size: size}
+}
+
+func (f *file) Size() int64      { return f.size }
+func (f *file) Describe() string { return "test file" }
+func (f *file) Close() error     { f.mu.Lock(); defer f.mu.Unlock(); f.closed = true; return nil }
+
+func (f *file) Sync() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.syncErr
+}
+
+func (f *file) WriteAt(p []byte, offset int64) (int, error) {
+	if f.block != nil && offset > 0 {
+		<-f.block
+	}
+	f.mu.Lock()
+	f.written += int64(len(p))
+	fail := f.failAfter > 0 && f.written > f.failAfter && offset > 0 || f.failMetadata && offset == session.PageSize
+	f.mu.Unlock()
+	if fail {
+		return 0, f.failWith
+	}
+	if f.corrupt && offset > 0 {
+		p = bytes.Clone(p)
+		p[len(p)/2] ^= 1
+	}
+	return f.File.WriteAt(p, offset)
+}
+
+// record is what block 0 says.
+func record(t *testing.T, r io.ReaderAt) (kdump.Record, bool) {
+	t.Helper()
+	rec, found, err := kdump.ReadRecord(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec, found
+}
+
+func testEngine(target Target, m *sessiontest.Memory) *Engine {
+	return &Engine{
+		OpenTarget: func(context.Context) (Target, error) { return target, nil },
+		LoadModule: func() (module.Outcome, error) {
+			return module.Outcome{How: module.OutcomeLoaded, File: "livedump.ko"}, nil
+		},
+		OpenSession: func(context.Context) (session.Session, error) { return m.NewSession() },
+		RAM: func() ([]kdump.PFNRange, error) {
+			return []kdump.PFNRange{{Start: 0, End: 159}, {Start: 256, End: 1 << 30}}, nil
+		},
+		Now: time.Now,
+		Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func testOptions() Options {
+	return Options{UUID: testUUID, Level: session.ExcludeAll, Codec: kdump.CodecZstd, Readers: 3}
+}
+
+func TestDump(t *testing.T) {
+	m := testMemory(20000)
+	for pfn := uint64(300); pfn < 310; pfn++ {
+		m.Flags[pfn] = session.PageLost
+	}
+	m.Flags[401] = session.PageUncovered
+	target := newFile(t, 256<<20)
+	var progress []Progress
+	o := testOptions()
+	o.Progress = func(p Progress) { progress = append(progress, p) }
+	var frozenAtFinish bool
+	o.OnStep = func(_ context.Context, s Step) {
+		if s == StepFinish {
+			frozenAtFinish = m.Frozen()
+		}
+	}
+	r, err := testEngine(target, m).Dump(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if frozenAtFinish {
+		t.Error("memory was still frozen when all pages had been fetched")
+	}
+	if m.Open() || m.Thaws() != 1 || !target.closed {
+		t.Errorf("session open: %v, thaws: %d, target closed: %v", m.Open(), m.Thaws(), target.closed)
+	}
+
+	// The dump holds what memory held.
+	d, err := kdump.NewReader(target.File, target.size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if d.Record().Session != testUUID {
+		t.Errorf("session of the dump: %s", d.Record().Session)
+	}
+	page := make([]byte, session.PageSize)
+	zero := make([]byte, session.PageSize)
+	var dumped, lost uint64
+	for pfn, want := range m.Pages {
+		_, err := d.ReadPage(pfn, page)
+		switch {
+		case m.Flags[pfn]&session.PageLost != 0 && m.Classes[pfn] != session.ClassFree:
+			lost++
+			fallthrough
+		case m.Classes[pfn] == session.ClassFree:
+			if !errors.Is(err, kdump.ErrExcluded) {
+				t.Fatalf("page %#x: got %v, want %v", pfn, err, kdump.ErrExcluded)
+			}
+		case err != nil:
+			t.Fatalf("page %#x: %v", pfn, err)
+		default:
+			dumped++
+			if want == nil {
+				want = zero
+			}
+			if !bytes.Equal(page, want) {
+				t.Fatalf("page %#x differs", pfn)
+			}
+		}
+	}
+	if r.PagesDumped != dumped || r.LostPages != lost || lost == 0 || r.UncoveredPages != 1 {
+		t.Errorf("report: %d pages, %d lost, %d uncovered; the dump has %d and %d", r.PagesDumped, r.LostPages,
+			r.UncoveredPages, dumped, lost)
+	}
+	if r.ClassPages(session.ClassFree) != 2500 || r.PagesByClass["Free"] != 2500 || r.PagesByClass["Kernel"] != 17500 {
+		t.Errorf("pages by class: %v", r.PagesByClass)
+	}
+
+	// The checksum is that of the bytes on the target.
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(target.File, 0, int64(r.SizeBytes))); err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != r.SHA256 {
+		t.Errorf("SHA-256 of the target: %s, report: %s", got, r.SHA256)
+	}
+
+	if len(progress) == 0 || progress[0].Step != StepTarget {
+		t.Fatalf("progress: %+v", progress)
+	}
+	last := progress[len(progress)-1]
+	if last.PagesDone != r.PagesToDump || last.PagesTotal != r.PagesToDump || last.Percent() != 100 || !last.ModuleLoaded {
+		t.Errorf("last progress: %+v", last)
+	}
+	var steps []string
+	for _, s := range r.Steps {
+		steps = append(steps, s.Name)
+	}
+	if len(steps) < 7 || steps[0] != string(StepTarget) {
+		t.Errorf("steps: %v", steps)
+	}
+}
+
+// TestDumpToDevice goes through a real block device with direct I/O.
+func TestDumpToDevice(t *testing.T) {
+	path, backing := blockdevtest.Loop(t, 64<<20)
+	m := testMemory(8000)
+	node := Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
+	e := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.Never})
+	fake := testEngine(nil, m)
+	e.LoadModule, e.OpenSession, e.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
+
+	r, err := e.Dump(context.Background(), testOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync()
+	d, err := kdump.Open(backing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if d.Pages() != 7000 || r.PagesDumped != 7000 {
+		t.Errorf("%d pages in the dump, report: %d", d.Pages(), r.PagesDumped)
+	}
+	verified, err := d.Verify(context.Background(), kdump.VerifyOptions{})
+	if err != nil || len(verified.Problems) > 0 {
+		t.Errorf("verify: %v %v", err, verified.Problems)
+	}
+
+	// The next dump to the same device: not if nothing may be overwritten, ...
+	before, err := os.ReadFile(backing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Dump(context.Background(), testOptions()); Reason(err) != v1alpha1.ReasonTargetNotEmpty {
+		t.Errorf("over a dump, policy Never: %v", err)
+	}
+	unix.Sync()
+	after, err := os.ReadFile(backing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(before, after) {
+		t.Error("a refused target was written to")
+	}
+	if m.Sessions() != 1 {
+		t.Errorf("%d sessions: a refused target must be found before memory is frozen", m.Sessions())
+	}
+	// ... but with the other policy.
+	e2 := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: blockdev.IfEmptyOrLiveDump})
+	e2.LoadModule, e2.OpenSession, e2.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
+	if _, err := e2.Dump(context.Background(), testOptions()); err != nil {
+		t.Errorf("over a dump, policy IfEmptyOrLiveDump: %v", err)
+	}
+}
+
+// TestFailures: whatever step fails, memory is thawed, the session is gone, and the target does not look like a dump.
+func TestFailures(t *testing.T) {
+	errTest := errors.New("made to fail")
+	for _, tc := range []struct {
+		name    string
+		size    int64
+		arrange func(m *sessiontest.Memory, f *file, e *Engine)
+		reason  string
+		froze   bool // memory was frozen
+		touched bool // the target was
+	}{
+		{name: "target refused", reason: v1alpha1.ReasonTargetInUse, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
+			e.OpenTarget = func(context.Context) (Target, error) { return nil, fmt.Errorf("vdb: %w", blockdev.ErrMounted) }
+		}},
+		{name: "no module", reason: v1alpha1.ReasonModuleNotFound, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
+			e.LoadModule = func() (module.Outcome, error) { return module.Outcome{}, module.ErrNotFound }
+		}},
+		{name: "no session", reason: v1alpha1.ReasonInternalError, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
+			e.OpenSession = func(context.Context) (session.Session, error) { return nil, session.ErrNoDevice }
+		}},
+		{name: "no RAM", reason: v1alpha1.ReasonInternalError, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
+			e.RAM = func() ([]kdump.PFNRange, error) { return nil, errTest }
+		}},
+		{name: "prepare", reason: v1alpha1.ReasonLockedDown, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.PrepareError = session.ErrLockedDown
+		}},
+		{name: "too small for any dump", reason: v1alpha1.ReasonTargetTooSmall, size: 128 << 10, arrange: func(*sessiontest.Memory, *file, *Engine) {}},
+		{name: "freeze", reason: v1alpha1.ReasonStopFailed, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.FreezeError = session.ErrStopFailed
+		}},
+		{name: "notes", reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.NotesError = errTest
+		}},
+		{name: "bad notes", reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.VMCoreInfo = "nothing\n"
+		}},
+		{name: "reserve exhausted", reason: v1alpha1.ReasonReserveExhausted, froze: true, touched: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.NextError, m.NextPages = session.ErrReserveExhausted, 3000
+		}},
+		{name: "deadline", reason: v1alpha1.ReasonDeadlineExceeded, froze: true, touched: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.NextError, m.NextPages = session.ErrDeadlineExceeded, 0
+		}},
+		{name: "too small, seen late", reason: v1alpha1.ReasonTargetTooSmall, froze: true, touched: true, size: 16 << 20, arrange: func(*sessiontest.Memory, *file, *Engine) {}},
+		{name: "I/O error", reason: v1alpha1.ReasonIOError, froze: true, touched: true, arrange: func(_ *sessiontest.Memory, f *file, _ *Engine) {
+			f.failAfter, f.failWith = 8<<20, unix.EIO
+		}},
+		{name: "I/O error at the end", reason: v1alpha1.ReasonIOError, froze: true, touched: true, arrange: func(_ *sessiontest.Memory, f *file, _ *Engine) {
+			f.failMetadata, f.failWith = true, fmt.Errorf("%w: EIO", blockdev.ErrIO)
+		}},
+		{name: "what is read back differs", reason: v1alpha1.ReasonVerifyFailed, froze: true, touched: true, arrange: func(_ *sessiontest.Memory, f *file, _ *Engine) {
+			f.corrupt = true
+		}},
+		{name: "thaw", reason: v1alpha1.ReasonInternalError, froze: true, touched: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+			m.ThawError = errTest
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := testMemory(20000)
+			size := tc.size
+			if size == 0 {
+				size = 128 << 20
+			}
+			target := newFile(t, size)
+			e := testEngine(target, m)
+			tc.arrange(m, target, e)
+			r, err := e.Dump(context.Background(), testOptions())
+			if err == nil {
+				t.Fatal("the dump succeeded")
+			}
+			t.Log(err)
+			if got := Reason(err); got != tc.reason || r.Reason != got || r.Error == "" {
+				t.Errorf("reason %s (report: %q), want %s", got, r.Reason, tc.reason)
+			}
+			checkEnded(t, m, tc.froze)
+			rec, found := record(t, target.File)
+			switch {
+			case found != tc.touched:
+				t.Errorf("mark on the target: %v, want %v", found, tc.touched)
+			case found && (rec.State != kdump.StateFailed || rec.Session != testUUID || rec.Reason == ""):
+				t.Errorf("the target says: %s, session %s, %q", rec.State, rec.Session, rec.Reason)
+			}
+			if _, err := kdump.NewReader(target.File, size); err == nil {
+				t.Error("the target looks like a dump")
+			}
+		})
+	}
+}
+
+func checkEnded(t *testing.T, m *sessiontest.Memory, froze bool) {
+	t.Helper()
+	if m.Open() || m.Frozen() {
+		t.Errorf("session open: %v, memory frozen: %v", m.Open(), m.Frozen())
+	}
+	if got := m.Thaws() == 1; got != froze {
+		t.Errorf("frozen and thawed again: %v, want %v", got, froze)
+	}
+}
+
+// TestCancel cancels before every step, and in the middle of the pages.
+func TestCancel(t *testing.T) {
+	for _, at := range []Step{StepTarget, StepModule, StepPrepare, StepFreeze, StepWrite, StepFinish} {
+		t.Run(string(at), func(t *testing.T) {
+			m := testMemory(20000)
+			target := newFile(t, 128<<20)
+			ctx, cancel := context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			o := testOptions()
+			o.OnStep = func(_ context.Context, s Step) {
+				if s == at {
+					cancel(ErrCanceled)
+				}
+			}
+			_, err := testEngine(target, m).Dump(ctx, o)
+			if Reason(err) != v1alpha1.ReasonCanceled {
+				t.Errorf("got %v", err)
+			}
+			checkEnded(t, m, at == StepWrite || at == StepFinish)
+			rec, found := record(t, target.File)
+			if touched := at == StepFinish; found != touched || found && rec.State != kdump.StateFailed {
+				t.Errorf("mark on the target: %v %s", found, rec.State)
+			}
+		})
+	}
+	t.Run("among the pages", func(t *testing.T) {
+		m := testMemory(20000)
+		target := newFile(t, 128<<20)
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
+		m.OnNext = func(reported uint64) {
+			if reported > 4000 {
+				cancel(ErrShutdown)
+			}
+		}
+		_, err := testEngine(target, m).Dump(ctx, testOptions())
+		if Reason(err) != v1alpha1.ReasonAgentLost {
+			t.Errorf("got %v", err)
+		}
+		checkEnded(t, m, true)
+		if rec, found := record(t, target.File); !found || rec.State != kdump.StateFailed {
+			t.Errorf("mark on the target: %v %s", found, rec.State)
+		}
+	})
+}
+
+// TestHangingDevice: memory must not stay frozen because the device hangs.
+func TestHangingDevice(t *testing.T) {
+	m := testMemory(40000)
+	target := newFile(t, 256<<20)
+	target.block = make(chan struct{})
+	var fetching atomic.Bool
+	m.OnNext = func(reported uint64) { fetching.Store(reported > 0) }
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() {
+		_, err := testEngine(target, m).Dump(ctx, testOptions())
+		done <- err
+	}()
+	waitFor(t, "pages to be fetched", fetching.Load)
+	cancel(ErrCanceled)
+	waitFor(t, "memory to be thawed while the device hangs", func() bool { return m.Thaws() == 1 })
+	select {
+	case err := <-done:
+		t.Fatalf("the dump ended although the device hangs: %v", err)
+	default:
+	}
+	close(target.block)
+	if err := <-done; Reason(err) != v1alpha1.ReasonCanceled {
+		t.Errorf("got %v", err)
+	}
+	checkEnded(t, m, true)
+	if rec, found := record(t, target.File); !found || rec.State != kdump.StateFailed {
+		t.Errorf("mark on the target: %v %s", found, rec.State)
+	}
+}
+
+func waitFor(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !f() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestInProgress: while the dump runs, and if the process dies, the target says that it holds none.
+func TestInProgress(t *testing.T) {
+	m := testMemory(20000)
+	target := newFile(t, 128<<20)
+	var states []kdump.State
+	var mu sync.Mutex
+	m.OnNext = func(uint64) {
+		rec, found, err := kdump.ReadRecord(target.File)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil || !found {
+			t.Errorf("no mark: %v", err)
+			return
+		}
+		states = append(states, rec.State)
+		if _, err := kdump.NewReader(target.File, target.size); !errors.Is(err, kdump.ErrInProgress) {
+			t.Errorf("reading the target: got %v, want %v", err, kdump.ErrInProgress)
+		}
+	}
+	if _, err := testEngine(target, m).Dump(context.Background(), testOptions()); err != nil {
+		t.Fatal(err)
+	}
+	if len(states) == 0 {
+		t.Fatal("no page was fetched")
+	}
+	for _, s := range states {
+		if s != kdump.StateInProgress {
+			t.Errorf("state %s", s)
+		}
+	}
+}
+
+func TestIOMem(t *testing.T) {
+	ram, err := parseIOMem(bytes.NewBufferString("00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n" +
+		"000f0000-000fffff : Reserved\n00100000-7ffdffff : System RAM\n  01000000-01ffffff : Kernel code\n" +
+		"100000000-17fffffff : System RAM\n  150000000-15fffffff : System RAM nested\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []kdump.PFNRange{{Start: 1, End: 0x9f}, {Start: 0x100, End: 0x7ffe0}, {Start: 0x100000, End: 0x180000}}
+	if fmt.Sprint(ram) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", ram, want)
+	}
+	for _, bad := range []string{"", "00000000-00000000 : System RAM\n", "zz : System RAM\n"} {
+		if ram, err := parseIOMem(bytes.NewBufferString(bad)); err == nil {
+			t.Errorf("%q gave %v", bad, ram)
+		}
+	}
+}
