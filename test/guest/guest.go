@@ -232,6 +232,9 @@ func (g *Guest) rootFiles(ctx context.Context) ([]File, error) {
 		return nil, err
 	}
 	names := append([]string{}, defaultModules...)
+	if !g.config.NoVMCoreInfo {
+		names = append(names, "qemu_fw_cfg") // it writes the note
+	}
 	if g.config.HostForward != nil {
 		names = append(names, "virtio_net")
 	}
@@ -284,7 +287,7 @@ func buildInit(ctx context.Context, dir string) (string, error) {
 }
 
 func (g *Guest) startQEMU(ctx context.Context, initramfs, sockets string) error {
-	if _, err := hack(ctx, "install-host-packages", "qemu-system-x86", "busybox-static", "e2fsprogs"); err != nil {
+	if _, err := Hack(ctx, "install-host-packages", "qemu-system-x86", "busybox-static", "e2fsprogs"); err != nil {
 		return err
 	}
 	log, err := os.Create(filepath.Join(g.dir, "qemu.log"))

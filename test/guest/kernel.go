@@ -50,9 +50,9 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "livedump"), nil
 }
 
-// hack runs a script of the repository's hack directory and returns its output.
+// Hack runs a script of the repository's hack directory and returns its output.
 // What it says on stderr is shown, for downloads take a while.
-func hack(ctx context.Context, script string, args ...string) (string, error) {
+func Hack(ctx context.Context, script string, args ...string) (string, error) {
 	root, err := RepoRoot()
 	if err != nil {
 		return "", err
@@ -73,7 +73,7 @@ func hack(ctx context.Context, script string, args ...string) (string, error) {
 
 // FetchKernel returns the kernel of a series, downloading it on first use.
 func FetchKernel(ctx context.Context, series string) (*Kernel, error) {
-	dir, err := hack(ctx, "debian-kernel", series)
+	dir, err := Hack(ctx, "debian-kernel", series)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (k *Kernel) ModulesDir() string {
 // FetchVmlinux returns the path of the kernel with symbols and debug
 // information, downloading it (about 300 MB) on first use.
 func (k *Kernel) FetchVmlinux(ctx context.Context) (string, error) {
-	if _, err := hack(ctx, "debian-kernel", "--vmlinux", k.Series); err != nil {
+	if _, err := Hack(ctx, "debian-kernel", "--vmlinux", k.Series); err != nil {
 		return "", err
 	}
 	return filepath.Join(k.Dir, "vmlinux"), nil

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package judge has the readers that people use, crash and drgn, read a dump, and
+// compares what they see with what the machine said of itself around the freeze.
+// The readers are those of newer Debian releases, in chroots: Debian 12's cannot
+// read the tasks of its own kernels.
+package judge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"livedump.io/test/guest"
+)
+
+// Input is one dump to judge.
+type Input struct {
+	// Dump is the file.
+	Dump string
+	// Kernel is whose debug information is used.
+	Kernel *guest.Kernel
+	// Expect is what the readers must see.
+	Expect Expectation
+	// OutDir gets crash.txt and drgn.txt, the readers' whole output.
+	OutDir string
+	// AnyFormat accepts a dump that is not kdump-compressed. Without it the dump
+	// must be, so that drgn reads it with libkdumpfile.
+	AnyFormat bool
+	// Progress, if set, is told what begins.
+	Progress func(format string, args ...any)
+}
+
+// reader is one version of the readers.
+type reader struct {
+	// codename is the Debian release they are from.
+	codename string
+	crash    bool
+	drgn     bool
+}
+
+// packages are what the chroot of a reader has.
+var packages = []string{"crash", "python3-drgn", "makedumpfile"}
+
+// commands are crash's, each with the name of the file that takes its output.
+func commands(parked int) [][2]string {
+	list := [][2]string{{"sys", "sys"}, {"ps", "ps"}}
+	if parked != 0 {
+		list = append(list, [2]string{"btParked", "bt " + strconv.Itoa(parked)})
+	}
+	return append(list, [][2]string{
+		{"btAll", "bt -a"}, {"btEach", "foreach bt"}, {"mod", "mod"}, {"kmem", "kmem -i"}, {"log", "log"},
+	}...)
+}
+
+// readersFor says which readers can judge a kernel's dumps.
+//
+// crash 8.0.6 (Debian 13) cannot show the active tasks of a kernel without
+// machine-check support, which Debian's 6.1 cloud kernel is: it takes the stack
+// of a missing exception to be one of size zero, and gives up there, whatever the
+// dump. crash 9 (Debian 14) can.
+func readersFor(kernel *guest.Kernel) ([]reader, error) {
+	config, err := os.ReadFile(filepath.Join(kernel.Dir, "config"))
+	if err != nil {
+		return nil, err
+	}
+	machineCheck := bytes.Contains(config, []byte("\nCONFIG_X86_MCE=y\n"))
+	return []reader{
+		{codename: "forky", crash: true, drgn: true},
+		{codename: "trixie", crash: machineCheck, drgn: true},
+	}, nil
+}
+
+// Prepare makes the chroots of the readers, which takes a minute or two on first
+// use, and fetches the kernel's debug information.
+func Prepare(ctx context.Context, kernel *guest.Kernel) error {
+	readers, err := readersFor(kernel)
+	if err != nil {
+		return err
+	}
+	for _, r := range readers {
+		if _, err := chroot(ctx, r.codename); err != nil {
+			return err
+		}
+	}
+	_, err = kernel.FetchVmlinux(ctx)
+	return err
+}
+
+func chroot(ctx context.Context, codename string) (string, error) {
+	return guest.Hack(ctx, "debian-chroot", append([]string{codename, "judge"}, packages...)...)
+}
+
+// Judge runs the readers on a dump and returns nil if all of them see what is
+// expected. The readers' output is written whatever they say.
+func Judge(ctx context.Context, in Input) error {
+	if in.Progress == nil {
+		in.Progress = func(string, ...any) {}
+	}
+	if !in.AnyFormat {
+		if err := checkMagic(in.Dump); err != nil {
+			return err
+		}
+	}
+	readers, err := readersFor(in.Kernel)
+	if err != nil {
+		return err
+	}
+	vmlinux, err := in.Kernel.FetchVmlinux(ctx)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(in.OutDir, 0o755); err != nil {
+		return err
+	}
+	texts := map[string]*bytes.Buffer{"crash.txt": {}, "drgn.txt": {}}
+	var problems []error
+	for _, r := range readers {
+		problem := judgeWith(ctx, r, in, vmlinux, texts["crash.txt"], texts["drgn.txt"])
+		if problem != nil {
+			problems = append(problems, fmt.Errorf("readers of Debian %s: %w", r.codename, problem))
+		}
+	}
+	for name, text := range texts {
+		if err := os.WriteFile(filepath.Join(in.OutDir, name), text.Bytes(), 0o644); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// checkMagic checks that the file is a kdump-compressed dump.
+func checkMagic(dump string) error {
+	f, err := os.Open(dump)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	magic := make([]byte, 8)
+	if _, err := io.ReadFull(f, magic); err != nil {
+		return fmt.Errorf("%s: %w", dump, err)
+	}
+	if string(magic) != "KDUMP   " {
+		return fmt.Errorf("%s is not a kdump-compressed dump: it begins with %q", dump, magic)
+	}
+	return nil
+}
+
+func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashText, drgnText io.Writer) (err error) {
+	root, err := chroot(ctx, r.codename)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "livedump-judge-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	c := call{ctx: ctx, root: root, work: work, vmlinux: vmlinux, dump: in.Dump}
+	var problems []error
+	if r.crash {
+		in.Progress("crash of Debian %s reads the dump", r.codename)
+		out, err := c.crash(in.Expect.ParkedTID, crashText)
+		if err == nil {
+			err = checkCrash(out, in.Expect)
+		}
+		problems = append(problems, err)
+	}
+	if r.drgn {
+		in.Progress("drgn of Debian %s reads the dump", r.codename)
+		out, err := c.drgn(in.Expect.ParkedTID, drgnText)
+		if err == nil {
+			err = checkDrgn(out, in.Expect)
+		}
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
+}
+
+// call runs programs in a reader's chroot.
+type call struct {
+	ctx                       context.Context
+	root, work, vmlinux, dump string
+}
+
+// patience is how long one reader may take.
+const patience = 10 * time.Minute
+
+// run returns what the program says on both outputs.
+func (c call) run(argv ...string) (string, error) {
+	repo, err := guest.RepoRoot()
+	if err != nil {
+		return "", err
+	}
+	dump, err := filepath.Abs(c.dump)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, patience)
+	defer cancel()
+	args := append([]string{c.root, "--ro", c.vmlinux + ":/judge/vmlinux", "--ro", dump + ":/judge/dump",
+		"--bind", c.work + ":/judge/work", "--"}, argv...)
+	cmd := exec.CommandContext(ctx, filepath.Join(repo, "hack", "in-chroot"), args...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("%s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
+}
+
+func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
+	var script strings.Builder
+	list := commands(parked)
+	for _, command := range list {
+		fmt.Fprintf(&script, "%s > /judge/work/%s\n", command[1], command[0])
+	}
+	script.WriteString("quit\n")
+	if err := os.WriteFile(filepath.Join(c.work, "commands"), []byte(script.String()), 0o644); err != nil {
+		return crashOutput{}, err
+	}
+	version, err := c.run("crash", "--version")
+	if err != nil {
+		return crashOutput{}, err
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(version), "\n")
+	fmt.Fprintf(text, "### %s\n", first)
+	session, runErr := c.run("crash", "-s", "-i", "/judge/work/commands", "/judge/vmlinux", "/judge/dump")
+	fmt.Fprint(text, session)
+	out := crashOutput{session: session}
+	into := map[string]*string{
+		"sys": &out.sys, "ps": &out.ps, "btParked": &out.btParked, "btAll": &out.btAll,
+		"btEach": &out.btEach, "mod": &out.mod, "kmem": &out.kmem, "log": &out.log,
+	}
+	for _, command := range list {
+		b, err := os.ReadFile(filepath.Join(c.work, command[0]))
+		if err != nil {
+			if runErr == nil {
+				runErr = fmt.Errorf("crash: no output of %s: %s", command[1], strings.TrimSpace(session))
+			}
+			continue
+		}
+		*into[command[0]] = string(b)
+		fmt.Fprintf(text, "crash> %s\n%s\n", command[1], b)
+	}
+	return out, runErr
+}
+
+func (c call) drgn(parked int, text io.Writer) (drgnOutput, error) {
+	if err := os.WriteFile(filepath.Join(c.work, "judge.py"), drgnScript, 0o644); err != nil {
+		return drgnOutput{}, err
+	}
+	version, err := c.run("drgn", "--version")
+	if err != nil {
+		return drgnOutput{}, err
+	}
+	fmt.Fprintf(text, "### %s\n", strings.TrimSpace(version))
+	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux", "/judge/work/judge.py"}
+	if parked != 0 {
+		argv = append(argv, strconv.Itoa(parked))
+	}
+	out, err := c.run(argv...)
+	fmt.Fprintln(text, out)
+	if err != nil {
+		return drgnOutput{}, err
+	}
+	return parseDrgn(out)
+}
