@@ -51,13 +51,17 @@ static int find_percpu_area(int cpu, struct ld_pfns *area)
 {
 	unsigned long va = (unsigned long)per_cpu_ptr(&__irq_regs, cpu);
 	unsigned long pfn = ld_va_to_pfn(va);
-	unsigned long first, end;
+	unsigned long first, end, start, lowest = 0;
 
 	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end) {
 		pr_err("the per-CPU area of CPU %d is not in the direct map\n", cpu);
 		return -EOPNOTSUPP;
 	}
-	for (first = pfn; first > 0 && pfn - first < PERCPU_MAX_PAGES; first--)
+	/* Where per-CPU symbols count from zero, the CPU's offset is the area's start. */
+	start = per_cpu_offset(cpu);
+	if (start >= ld_direct_map.start && start <= va && va - start < SZ_4M)
+		lowest = __pa(start) >> PAGE_SHIFT;
+	for (first = pfn; first > lowest && pfn - first < PERCPU_MAX_PAGES; first--)
 		if (!ld_page_is_ram(first - 1) || !PageReserved(pfn_to_page(first - 1)))
 			break;
 	for (end = pfn + 1; end < ld_max_pfn && end - pfn < PERCPU_MAX_PAGES; end++)

@@ -390,6 +390,18 @@ static bool has_hot(const struct ld_va_range *r, unsigned long va, unsigned long
 	return first < last && find_next_bit(ld_hot, last, first) < last;
 }
 
+/* Nothing to protect in here: no use splitting it. */
+static bool all_hot(const struct ld_va_range *r, unsigned long va, unsigned long size)
+{
+	unsigned long first, end;
+
+	if (r != &ld_direct_map)
+		return false;
+	first = __pa(va) >> PAGE_SHIFT;
+	end = first + (size >> PAGE_SHIFT);
+	return end <= ld_max_pfn && find_next_zero_bit(ld_hot, end, first) >= end;
+}
+
 static int plan_add(ld_entry *e, int level)
 {
 	if (plan_len == plan_room) {
@@ -454,8 +466,8 @@ again:
 			continue;
 		}
 		if (is_leaf(v, level)) {
-			if (level == LEVEL_PTE)
-				continue;	/* hot: stays writable */
+			if (level == LEVEL_PTE || all_hot(r, va, size))
+				continue;	/* stays writable */
 			err = split_for_plan(&table[i], v, level, split);
 			if (err)
 				return err;
