@@ -27,6 +27,7 @@ var (
 	kernel   = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
 	failures = flag.Bool("failures", false, "also check what happens when things go wrong")
 	keep     = flag.Bool("keep", false, "leave the cluster up at the end")
+	fetch    = flag.Bool("fetch", false, "only fetch what the readers need: it takes a network, which the demo does not have")
 )
 
 func main() {
@@ -34,6 +35,13 @@ func main() {
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
 		os.Exit(2)
+	}
+	if *fetch {
+		if err := endtoend.Fetch(context.Background(), *kernel); err != nil {
+			fmt.Fprintf(os.Stderr, "demo: %v\n", err)
+			os.Exit(1)
+		}
+		return
 	}
 	os.Exit(isolate.Main("livedump-demo", run))
 }
@@ -56,7 +64,11 @@ func run(ctx context.Context, env *isolate.Environment) int {
 		err = errors.Join(context.Cause(running), err)
 	}
 	status := 0
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		status = 1
+		fmt.Fprintln(os.Stderr, "\ndemo: interrupted")
+	case err != nil:
 		status = 1
 		fmt.Fprintf(os.Stderr, "\ndemo: FAILED: %v\nLogs are in %s.\n", err, filepath.Join(bench.Options.Out, "log"))
 	}
