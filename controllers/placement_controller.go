@@ -22,9 +22,9 @@ const (
 	AgentOnDemand = "on-demand"
 	AgentResident = "resident"
 
-	// linger is how long the agent stays after the last dump of its node, for it unloads
-	// the module after the end, and the next dump may be near.
-	linger = 15 * time.Second
+	// DefaultLinger is how long the agent stays after the last dump of its node, for it
+	// unloads the module after the end, and the next dump may be near.
+	DefaultLinger = 15 * time.Second
 )
 
 // PlacementReconciler labels the nodes on which the agent is needed.
@@ -32,6 +32,8 @@ type PlacementReconciler struct {
 	Client client.Client
 	Reader client.Reader
 	Clock  clock.PassiveClock
+	// Linger is how long the agent stays on a node after the last dump's end.
+	Linger time.Duration
 }
 
 // Reconcile sets or removes the label of one node.
@@ -44,7 +46,7 @@ func (r *PlacementReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	if err := r.Reader.List(ctx, dumps, client.MatchingFields{nodeNameField: node.Name}); err != nil {
 		return ctrl.Result{}, fmt.Errorf("listing LiveDumps of node %s: %w", node.Name, err)
 	}
-	step, lookAgain := place(node, dumps.Items, r.Clock.Now())
+	step, lookAgain := place(node, dumps.Items, r.Linger, r.Clock.Now())
 	if step == leave {
 		return ctrl.Result{RequeueAfter: lookAgain}, nil
 	}
@@ -66,7 +68,7 @@ func (r *PlacementReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 }
 
 // place decides about the node's label, and when to look again even if nothing happens (0: never).
-func place(node *corev1.Node, dumps []v1alpha1.LiveDump, now time.Time) (want, time.Duration) {
+func place(node *corev1.Node, dumps []v1alpha1.LiveDump, linger time.Duration, now time.Time) (want, time.Duration) {
 	var stays time.Duration
 	needed := false
 	for i := range dumps {

@@ -166,7 +166,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		Recorder: mgr.GetEventRecorder(controllers.FieldManager),
 		Clock:    clock.RealClock{},
 	}
-	placement := &controllers.PlacementReconciler{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Clock: clock.RealClock{}}
+	placement := &controllers.PlacementReconciler{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Clock: clock.RealClock{}, Linger: controllers.DefaultLinger}
 	if err := controllers.SetupWithManager(mgr, live, placement); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
 	}
