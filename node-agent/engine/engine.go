@@ -91,6 +91,9 @@ func (p Progress) Percent() int32 {
 	return int32(min(100, p.PagesDone*100/p.PagesTotal))
 }
 
+// errInterrupted is what the target says from just before the freeze until the writer takes over.
+var errInterrupted = errors.New("interrupted before the first page was written")
+
 // batchPages are fetched by one call: 1 MiB, which keeps the number of calls small and the buffers modest.
 const batchPages = 256
 
@@ -125,6 +128,7 @@ type dump struct {
 	writer  *kdump.Writer
 	frozen  time.Time // zero if memory is not frozen
 	ram     []kdump.PFNRange
+	touched bool // block 0 of the target was written
 
 	abortOnce sync.Once
 	abortErr  error
@@ -198,12 +202,23 @@ func (d *dump) run(ctx context.Context) (err error) {
 	if err == nil {
 		err = d.finish(ctx)
 	}
-	if err != nil && d.writer != nil {
-		if merr := d.abort(err); merr != nil {
-			d.log.Error("the target could not be marked as failed; it carries no valid dump nevertheless", "error", merr)
+	if err != nil {
+		if merr := d.markFailed(err); merr != nil {
+			d.log.Error("the target does not tell why its dump failed; it carries no valid dump nevertheless", "error", merr)
 		}
 	}
 	return err
+}
+
+// markFailed leaves the reason on a target that was touched.
+func (d *dump) markFailed(reason error) error {
+	switch {
+	case d.writer != nil:
+		return d.abort(reason)
+	case d.touched:
+		return kdump.MarkFailed(d.target, d.options.UUID, reason)
+	}
+	return nil
 }
 
 // abort ends the writer and marks the target as failed. Every call gives the result of the first.
@@ -338,6 +353,12 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 	if err := d.begin(ctx, StepFreeze); err != nil {
 		return buffers, f, n, err
 	}
+	// From here on an earlier dump on the target is gone. Marked before the freeze, because a process that is killed
+	// while memory is frozen must not leave a dump that looks like the one it was making.
+	d.touched = true
+	if err := kdump.MarkFailed(d.target, d.options.UUID, errInterrupted); err != nil {
+		return buffers, f, n, err
+	}
 	d.frozen = d.engine.Now()
 	if f, err = d.session.Freeze(); err != nil {
 		d.frozen = time.Time{}
@@ -359,12 +380,6 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 	d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
 	w, err := kdump.NewWriter(d.target, d.meta(f, n), kdump.Options{Codec: d.options.Codec})
 	if err != nil {
-		// If block 0 could not be written, nobody knows what is in it now.
-		if we := (*kdump.WriteError)(nil); errors.As(err, &we) {
-			if merr := kdump.MarkFailed(d.target, d.options.UUID, err); merr != nil {
-				d.log.Error("the target could not be marked as failed", "error", merr)
-			}
-		}
 		return err
 	}
 	d.mu.Lock()

@@ -327,13 +327,13 @@ func TestFailures(t *testing.T) {
 			m.PrepareError = session.ErrLockedDown
 		}},
 		{name: "too small for any dump", reason: v1alpha1.ReasonTargetTooSmall, size: 128 << 10, arrange: func(*sessiontest.Memory, *file, *Engine) {}},
-		{name: "freeze", reason: v1alpha1.ReasonStopFailed, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+		{name: "freeze", touched: true, reason: v1alpha1.ReasonStopFailed, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
 			m.FreezeError = session.ErrStopFailed
 		}},
-		{name: "notes", reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+		{name: "notes", touched: true, reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
 			m.NotesError = errTest
 		}},
-		{name: "bad notes", reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
+		{name: "bad notes", touched: true, reason: v1alpha1.ReasonInternalError, froze: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
 			m.VMCoreInfo = "nothing\n"
 		}},
 		{name: "reserve exhausted", reason: v1alpha1.ReasonReserveExhausted, froze: true, touched: true, arrange: func(m *sessiontest.Memory, _ *file, _ *Engine) {
@@ -418,7 +418,7 @@ func TestCancel(t *testing.T) {
 			}
 			checkEnded(t, m, at == StepWrite || at == StepFinish)
 			rec, found := record(t, target.File)
-			if touched := at == StepFinish; found != touched || found && rec.State != kdump.StateFailed {
+			if touched := at == StepWrite || at == StepFinish; found != touched || found && rec.State != kdump.StateFailed {
 				t.Errorf("mark on the target: %v %s", found, rec.State)
 			}
 		})

@@ -79,3 +79,14 @@ func Reason(err error) string {
 	}
 	return v1alpha1.ReasonInternalError
 }
+
+// IsModuleError says whether the module could not be loaded.
+func IsModuleError(err error) bool {
+	for _, kind := range []error{module.ErrNotFound, module.ErrLockedDown, module.ErrUnsupported, module.ErrNoMemory,
+		module.ErrRejected} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/session"
+	"livedump.io/node-agent/engine"
+)
+
+// optionsOf turns a spec into what the engine wants. The API has checked the values; an unknown one means that the
+// agent is older than the API and must not guess.
+func optionsOf(dump *v1alpha1.LiveDump, until, now time.Time) (engine.Options, error) {
+	o := engine.Options{UUID: sessionOf(dump), Deadline: until.Sub(now)}
+	switch dump.Spec.Content.Profile {
+	case v1alpha1.ContentKernel, "":
+		o.Level = session.ExcludeAll
+	case v1alpha1.ContentFull:
+		o.Level = session.ExcludeZero
+	default:
+		return o, fmt.Errorf("this agent does not know content profile %q", dump.Spec.Content.Profile)
+	}
+	switch dump.Spec.Consistency {
+	case v1alpha1.ConsistencyStrict, "":
+		o.Mode = session.Strict
+	case v1alpha1.ConsistencyBestEffort:
+		o.Mode = session.BestEffort
+	default:
+		return o, fmt.Errorf("this agent does not know consistency %q", dump.Spec.Consistency)
+	}
+	switch dump.Spec.Compression {
+	case v1alpha1.CompressionZstd, "":
+		o.Codec = kdump.CodecZstd
+	case v1alpha1.CompressionZlib:
+		o.Codec = kdump.CodecZlib
+	case v1alpha1.CompressionSnappy:
+		o.Codec = kdump.CodecSnappy
+	case v1alpha1.CompressionNone:
+		o.Codec = kdump.CodecNone
+	default:
+		return o, fmt.Errorf("this agent does not know compression %q", dump.Spec.Compression)
+	}
+	if dump.Spec.Reserve != nil && dump.Spec.Reserve.LimitBytes > 0 {
+		o.ReserveBytes = uint64(dump.Spec.Reserve.LimitBytes)
+	}
+	return o, nil
+}
+
+// sessionOf names the session after the LiveDump, so that what is found on a device or in a kernel log leads back to it.
+func sessionOf(dump *v1alpha1.LiveDump) kdump.Session {
+	if id, err := uuid.Parse(string(dump.UID)); err == nil {
+		return kdump.Session(id)
+	}
+	var s kdump.Session
+	_, _ = rand.Read(s[:]) // never fails
+	return s
+}
+
+// Need is what the target of a LiveDump must be like.
+func Need(dump *v1alpha1.LiveDump) blockdev.Need {
+	// What is not understood counts as the policy that protects more.
+	policy := blockdev.Never
+	if p := dump.Spec.OverwritePolicy; p == v1alpha1.OverwriteIfEmptyOrLiveDump || p == "" {
+		policy = blockdev.IfEmptyOrLiveDump
+	}
+	// A device smaller than its volume is not the device of that volume.
+	return blockdev.Need{Bytes: dump.Status.Target.CapacityBytes, Policy: policy}
+}
