@@ -30,6 +30,13 @@ func condition(dump *v1alpha1.LiveDump, conditionType string) *metav1.Condition 
 // runningStatus is the status of a LiveDump that goes on.
 func runningStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 	status := checkedStatus(o, f)
+	if f.accepted.state == fine && status.StartTime == nil {
+		now := metav1.NewTime(o.now).Rfc3339Copy()
+		status.StartTime = &now
+	}
+	if f.accepted.state == fine && status.Node.BootID == "" && o.node != nil {
+		status.Node = v1alpha1.NodeIdentity{BootID: o.node.Status.NodeInfo.BootID, KernelRelease: o.node.Status.NodeInfo.KernelVersion}
+	}
 	succeeded := waiting(v1alpha1.ReasonPending, awaited(f))
 	if begun(o.dump) {
 		succeeded = waiting(v1alpha1.ReasonRunning, "the agent is at work, see condition Captured")
@@ -76,13 +83,6 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 		if meta.FindStatusCondition(status.Conditions, conditionType) == nil {
 			setCondition(&status, o, conditionType, waiting(v1alpha1.ReasonPending, notBegun))
 		}
-	}
-	if f.accepted.state == fine && status.StartTime == nil {
-		now := metav1.NewTime(o.now).Rfc3339Copy()
-		status.StartTime = &now
-	}
-	if f.accepted.state == fine && status.Node.BootID == "" && o.node != nil {
-		status.Node = v1alpha1.NodeIdentity{BootID: o.node.Status.NodeInfo.BootID, KernelRelease: o.node.Status.NodeInfo.KernelVersion}
 	}
 	if f.target.state == fine && !begun(o.dump) {
 		status.Target = v1alpha1.TargetStatus{

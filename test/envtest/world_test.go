@@ -89,8 +89,9 @@ func (w *world) updateNode(change func(*corev1.Node)) {
 	w.t.Helper()
 	node := &corev1.Node{}
 	w.must(admin.Get(w.ctx, client.ObjectKey{Name: w.node}, node))
+	before := node.DeepCopy()
 	change(node)
-	w.must(admin.Status().Update(w.ctx, node))
+	w.must(admin.Status().Patch(w.ctx, node, client.MergeFrom(before)))
 }
 
 // createVolume makes a local volume, named like the claim that is to have it.
@@ -149,17 +150,21 @@ func (w *world) create(name string, change func(*v1alpha1.LiveDump)) *v1alpha1.L
 		change(dump)
 	}
 	w.must(admin.Create(w.ctx, dump))
-	w.t.Cleanup(func() {
-		// Whatever the test left: the next one must not wait for it.
-		err := admin.Patch(context.Background(), dump, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`)))
-		if err == nil {
-			err = admin.Delete(context.Background(), dump)
-		}
-		if client.IgnoreNotFound(err) != nil {
-			w.t.Error(err)
-		}
-	})
+	w.t.Cleanup(func() { w.finish(dump.Name) })
 	return dump
+}
+
+// finish takes a LiveDump away whatever the test left of it: the next one must not wait for it.
+func (w *world) finish(name string) {
+	ctx := context.Background() // the test's own has ended
+	dump := &v1alpha1.LiveDump{ObjectMeta: metav1.ObjectMeta{Namespace: dumpNamespace, Name: name}}
+	err := admin.Patch(ctx, dump, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`)))
+	if err == nil {
+		err = admin.Delete(ctx, dump)
+	}
+	if client.IgnoreNotFound(err) != nil {
+		w.t.Error(err)
+	}
 }
 
 func (w *world) get(dump *v1alpha1.LiveDump) *v1alpha1.LiveDump {
