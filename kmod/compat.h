@@ -32,4 +32,11 @@
 # define LD_HUGETLB_BY_DTOR	1
 #endif
 
+/* Where NT_PRSTATUS keeps the pid (a nested struct since 5.12). */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 12, 0)
+# define ld_prstatus_pid(ps)	((ps)->common.pr_pid)
+#else
+# define ld_prstatus_pid(ps)	((ps)->pr_pid)
+#endif
+
 #endif /* _LIVEDUMP_COMPAT_H */

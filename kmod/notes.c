@@ -136,6 +136,9 @@ size_t ld_notes_bytes(void)
 	       note_bytes(sizeof(INFO_NAME), info_len);
 }
 
+/* The first registers of NT_PRSTATUS are those of pt_regs, in the same order. */
+static_assert(sizeof(struct pt_regs) <= sizeof(((struct elf_prstatus *)0)->pr_reg));
+
 static char *put_note(char *p, const char *name, size_t name_len, u32 type,
 		      const void *desc, size_t desc_len)
 {
@@ -163,9 +166,7 @@ ssize_t ld_notes_fill(void *buf, size_t room, u64 *info_offset, u64 *info_bytes)
 		struct elf_prstatus ps;
 
 		memset(&ps, 0, sizeof(ps));
-		ps.common.pr_pid = cpu + 1;	/* how readers tell the CPU */
-		/* The first registers of the one are those of the other, in order. */
-		static_assert(sizeof(struct pt_regs) <= sizeof(ps.pr_reg));
+		ld_prstatus_pid(&ps) = cpu + 1;		/* how readers tell the CPU */
 		memcpy(&ps.pr_reg, &cpu_regs[cpu], sizeof(struct pt_regs));
 		p = put_note(p, CORE_NAME, sizeof(CORE_NAME), NT_PRSTATUS, &ps, sizeof(ps));
 	}

@@ -274,7 +274,7 @@ int ld_stop_run(const struct ld_stop_ops *ops, unsigned long caller,
 	cpus_read_lock();
 	if (!atomic_read(&pending))
 		for_each_possible_cpu(cpu)
-			INIT_CSD(&per_cpu(stop_cpu, cpu).csd, stop_other_cpu, NULL);
+			per_cpu(stop_cpu, cpu).csd.func = stop_other_cpu;
 	for (i = 0; i < max(stop_attempts, 1U); i++) {
 		if (i)
 			usleep_range(1000, 3000);
