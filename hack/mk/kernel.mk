@@ -22,3 +22,7 @@ kmod-check: ## Build the modules with W=1 and sparse; any warning is an error
 	@hack/build-kmod --check $(KERNEL) kmod bin/kmod
 	@hack/build-kmod --check $(KERNEL) kmod/test bin/kmod-test
 	@echo "kmod-check: no warnings on kernel $(KERNEL)"
+
+test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB and CPUS without Kubernetes, judge the dump (out/kernel)
+	@CGO_ENABLED=0 go build -trimpath -o bin/workload ./test/workload
+	@go run ./test/kernel -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/kernel

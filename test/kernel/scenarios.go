@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/session"
+	"livedump.io/node-agent/engine"
+	"livedump.io/test/guest"
+	"livedump.io/test/judge"
+)
+
+// scenarios runs everything that needs the guest.
+func (b *bench) scenarios(ctx context.Context) error {
+	// The module is loaded by hand and stays for all dumps whose page tables are
+	// compared: loading code is what makes the kernel itself change its tables.
+	if _, err := b.guest.Run(ctx, "insmod", guestModule); err != nil {
+		return err
+	}
+	before, err := b.state(ctx)
+	if err != nil {
+		return err
+	}
+	b.report.DirectMapLeaves = before.tables.Leaves(guest.RegionDirect)
+	if err := b.judgedDump(ctx, before); err != nil {
+		return fmt.Errorf("dump: %w", err)
+	}
+	if !b.o.short {
+		if err := b.killed(ctx, before); err != nil {
+			return fmt.Errorf("dump process killed in the middle: %w", err)
+		}
+		if err := b.afterKill(ctx, before); err != nil {
+			return fmt.Errorf("dump after a killed one: %w", err)
+		}
+		if err := b.moduleByAgent(ctx); err != nil {
+			return fmt.Errorf("dump with the module loaded by the agent: %w", err)
+		}
+	}
+	step("end the workload")
+	if err := b.stopWorkload(ctx); err != nil {
+		return err
+	}
+	return b.guest.CheckConsole()
+}
+
+// judgedDump makes the dump that the readers judge afterwards.
+func (b *bench) judgedDump(ctx context.Context, before state) error {
+	var err error
+	if b.before, err = judge.Observe(ctx, b.guest); err != nil {
+		return err
+	}
+	step("dump to the virtio disk")
+	r, err := b.dump(ctx, "--keep-module")
+	b.report.Report = r
+	if err != nil {
+		return err
+	}
+	if b.after, err = judge.Observe(ctx, b.guest); err != nil {
+		return err
+	}
+	step("frozen in %.1f ms (%d PUD, %d PMD, %d PTE entries), %d faults, %d copies, %d lost; %d pages in %.0f MiB",
+		float64(r.FreezeNS)/1e6, r.Entries.PUD, r.Entries.PMD, r.Entries.PTE, r.Faults, r.Copies, r.LostPages,
+		r.PagesDumped, float64(r.SizeBytes)/(1<<20))
+	if err := checkReport(r); err != nil {
+		return err
+	}
+	if err := b.copyDump(ctx, r, b.dumpFile()); err != nil {
+		return err
+	}
+	b.report.TablesRestored, err = b.restored(ctx, before)
+	return err
+}
+
+func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") }
+
+// restored compares page tables and DirectMap lines with those of before.
+func (b *bench) restored(ctx context.Context, before state) (bool, error) {
+	step("compare page tables")
+	after, err := b.state(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := before.compare(after); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// checkReport checks the numbers of a good dump against each other.
+func checkReport(r *engine.Report) error {
+	var problems []error
+	expect := func(ok bool, format string, args ...any) {
+		if !ok {
+			problems = append(problems, fmt.Errorf("report: "+format, args...))
+		}
+	}
+	expect(r.Error == "" && r.Reason == "", "error %q, reason %q in a good dump", r.Error, r.Reason)
+	expect(r.FreezeNS > 0, "no freeze time")
+	expect(r.LostPages == 0, "%d pages lost in strict mode", r.LostPages)
+	expect(r.PagesDumped > 0 && r.PagesReported == r.PagesToDump, "%d of %d pages reported", r.PagesReported, r.PagesToDump)
+	expect(r.Entries.PUD+r.Entries.PMD+r.Entries.PTE > 0, "no page-table entry was changed")
+	expect(r.Faults > 0, "no fault, though a workload was writing")
+	expect(r.Copies > 0, "no copy, though a workload was writing")
+	expect(r.TablesSplit == r.TablesJoined, "%d tables split, %d joined", r.TablesSplit, r.TablesJoined)
+	expect(r.PagesByClass[session.ClassKernel.String()] > 0, "no kernel pages among %v", r.PagesByClass)
+	return errors.Join(problems...)
+}
+
+// writingLine is the agent's word that pages are being written.
+var writingLine = regexp.MustCompile(`"step":"Writing","percent":\d+,"pages":[1-9]`)
+
+// killed kills a dump process while memory is frozen and pages are being written,
+// and checks that the guest is as before and that the target is not a dump.
+func (b *bench) killed(ctx context.Context, before state) error {
+	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
+	defer cancel()
+	step("kill the dump process while memory is frozen")
+	c := b.guest.Command(guestAgent, "dump", "--device", guestDevice, "--module", guestModule, "--keep-module")
+	said := newTail()
+	c.Stdout, c.Stderr = said, said
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	if _, err := said.wait(ctx, writingLine); err != nil {
+		return err
+	}
+	if err := c.Kill(); err != nil {
+		return err
+	}
+	var exit *guest.ExitError
+	if err := c.Wait(ctx); !errors.As(err, &exit) || exit.Signal != int(unix.SIGKILL) {
+		return fmt.Errorf("the process was to die of SIGKILL, but: %w", err)
+	}
+	head, err := b.header()
+	if err != nil {
+		return err
+	}
+	if bytes.HasPrefix(head, []byte("KDUMP   ")) {
+		return errors.New("the target has a valid header after the dump process was killed")
+	}
+	if !bytes.HasPrefix(head, []byte("LIVEDUMP in progress")) {
+		return fmt.Errorf("the target does not say that a dump was in progress: %q", bytes.TrimRight(head[:64], "\x00"))
+	}
+	ok, err := b.restored(ctx, before)
+	b.report.TablesRestoredAfterKill = &ok
+	return err
+}
+
+// afterKill makes one more dump: a killed one must not stand in its way.
+func (b *bench) afterKill(ctx context.Context, before state) error {
+	step("dump again")
+	r, err := b.dump(ctx, "--keep-module")
+	if err != nil {
+		return err
+	}
+	if err := checkReport(r); err != nil {
+		return err
+	}
+	if err := b.verifyTarget(ctx, r); err != nil {
+		return err
+	}
+	_, err = b.restored(ctx, before)
+	return err
+}
+
+// moduleByAgent has the agent load the module and unload it again. The page
+// tables are not compared: loading code changes them.
+func (b *bench) moduleByAgent(ctx context.Context) error {
+	step("dump with the module loaded and unloaded by the agent")
+	if _, err := b.guest.Run(ctx, "rmmod", "livedump"); err != nil {
+		return err
+	}
+	r, err := b.dump(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkReport(r); err != nil {
+		return err
+	}
+	if err := b.verifyTarget(ctx, r); err != nil {
+		return err
+	}
+	result, err := b.guest.Run(ctx, "sh", "-c", "if [ -e "+moduleSysfs+" ]; then echo loaded; else echo gone; fi")
+	if err != nil {
+		return err
+	}
+	unloaded := strings.TrimSpace(result.Stdout) == "gone"
+	b.report.ModuleUnloaded = &unloaded
+	if !unloaded {
+		return errors.New("the module is still loaded after the agent's last dump")
+	}
+	return nil
+}
+
+// verifyTarget checks the dump on the disk, without keeping it.
+func (b *bench) verifyTarget(ctx context.Context, r *engine.Report) error {
+	return verifyDump(ctx, b.image, r)
+}
+
+// judge has the readers look at the judged dump. The guest is gone by then.
+func (b *bench) judge(ctx context.Context) error {
+	if err := judge.Prepare(ctx, b.kernel); err != nil {
+		return err
+	}
+	return judge.Judge(ctx, judge.Input{
+		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.out, Progress: step,
+		Expect: judge.Expectation{
+			Before: b.before, After: b.after, Churn: churnAllowed,
+			ParkedTID: b.parkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},
+		},
+	})
+}
