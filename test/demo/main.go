@@ -2,9 +2,9 @@
 
 // demo shows and checks the whole path on real parts: a Kubernetes cluster whose
 // node is a QEMU guest, livedump installed from its chart, one dump while a
-// workload runs, and crash and drgn reading it. With -failures it goes on to
-// what must happen when things go wrong. `make demo` and `make test-cluster`
-// call it. It exits with 0 only if every check was made and passed.
+// workload runs, and crash and drgn reading it. With -checks it goes on to what
+// must happen when things go wrong. `make demo` and `make test-cluster` call it.
+// It exits with 0 only if every check was made and passed.
 package main
 
 import (
@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"livedump.io/test/cluster"
 	"livedump.io/test/endtoend"
@@ -22,12 +24,12 @@ import (
 )
 
 var (
-	root     = flag.String("root", ".", "top of the source tree")
-	out      = flag.String("out", "out/demo", "directory for results and logs; what is in it is removed")
-	kernel   = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
-	failures = flag.Bool("failures", false, "also check what happens when things go wrong")
-	keep     = flag.Bool("keep", false, "leave the cluster up at the end")
-	fetch    = flag.Bool("fetch", false, "only fetch what the readers need: it takes a network, which the demo does not have")
+	root   = flag.String("root", ".", "top of the source tree")
+	out    = flag.String("out", "out/demo", "directory for results and logs; what is in it is removed")
+	kernel = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
+	checks = flag.String("checks", "demo", "what to check, in this order, separated by commas: "+strings.Join(endtoend.Checks(), ", "))
+	keep   = flag.Bool("keep", false, "leave the cluster up at the end")
+	fetch  = flag.Bool("fetch", false, "only fetch what the readers need: it takes a network, which the demo does not have")
 )
 
 func main() {
@@ -35,6 +37,12 @@ func main() {
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
 		os.Exit(2)
+	}
+	for _, check := range strings.Split(*checks, ",") {
+		if !slices.Contains(endtoend.Checks(), check) {
+			fmt.Fprintf(os.Stderr, "demo: there is no check %q\n", check)
+			os.Exit(2)
+		}
 	}
 	if *fetch {
 		if err := endtoend.Fetch(context.Background(), *kernel); err != nil {
@@ -53,11 +61,10 @@ func run(ctx context.Context, env *isolate.Environment) int {
 		return 1
 	}
 	running, err := bench.Start(ctx)
-	if err == nil {
-		err = bench.Demo(running)
-	}
-	if err == nil && *failures {
-		err = bench.Failures(running)
+	for _, check := range strings.Split(*checks, ",") {
+		if err == nil {
+			err = bench.Check(running, check)
+		}
 	}
 	if err != nil && running.Err() != nil {
 		// The end of the context is what failed; the rest followed from it.

@@ -16,19 +16,15 @@ import (
 
 const sampleName = "sample" // in config/samples/livedump.yaml
 
-// Demo makes one dump while the workload runs, has crash and drgn read it and
+// sample is the path of a file in config/samples.
+func (b *Bench) sample(name string) string {
+	return filepath.Join(b.Options.Root, "config/samples", name)
+}
+
+// demo makes one dump while the workload runs, has crash and drgn read it and
 // checks that the node did not suffer. It leaves livedump.yaml, dump.kdump,
 // crash.txt and drgn.txt in the output directory.
-func (b *Bench) Demo(ctx context.Context) (err error) {
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			err = errors.Join(err, b.describe(Namespace))
-		}
-	}()
-	sample := func(name string) string { return filepath.Join(b.Options.Root, "config/samples", name) }
-	if _, err := b.Kubectl(ctx, nil, "apply", "-f", sample("target.yaml")); err != nil {
-		return err
-	}
+func (b *Bench) demo(ctx context.Context) (err error) {
 	if err := b.StartWorkload(ctx); err != nil {
 		return err
 	}
@@ -50,7 +46,7 @@ func (b *Bench) Demo(ctx context.Context) (err error) {
 	defer observer.stop()
 
 	b.Step("kubectl apply -f config/samples/livedump.yaml")
-	if _, err := b.Kubectl(ctx, nil, "apply", "-f", sample("livedump.yaml")); err != nil {
+	if _, err := b.Kubectl(ctx, nil, "apply", "-f", b.sample("livedump.yaml")); err != nil {
 		return err
 	}
 	dump, err := b.awaitSample(ctx)
