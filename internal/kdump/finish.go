@@ -28,12 +28,11 @@ type Summary struct {
 // Errors: ErrPagesMissing, ErrReadBack, *TargetTooSmallError, *WriteError, what the Output returns,
 // or the cause of ctx. After any error the target is not a dump; call Abort.
 func (w *Writer) Finish(ctx context.Context) (Summary, error) {
-	w.intake.Lock()
-	defer w.intake.Unlock()
-	if w.closed {
+	w.ending.Lock()
+	defer w.ending.Unlock()
+	if !w.closeIntake() {
 		return Summary{}, w.closedError()
 	}
-	w.drain()
 	// Whichever comes first, the end of ctx or Abort, ends both the writes and the read-back.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -49,6 +48,7 @@ func (w *Writer) Finish(ctx context.Context) (Summary, error) {
 		}
 	}()
 
+	w.workers.Wait()
 	s, err := w.finish(ctx)
 	if err != nil {
 		return Summary{}, w.fail(err)

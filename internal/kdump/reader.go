@@ -125,7 +125,7 @@ func (d *Reader) readBlock0() error {
 	if d.size < PageSize {
 		b := make([]byte, max(d.size, 0))
 		if _, err := d.r.ReadAt(b, 0); err == nil || errors.Is(err, io.EOF) {
-			if !bytes.HasPrefix(b, kdumpSignature) && !bytes.HasPrefix(b, recordMagic) {
+			if n := min(len(b), 8); n == 0 || !(bytes.Equal(b[:n], kdumpSignature[:n]) || bytes.Equal(b[:n], recordMagic[:n])) {
 				return foreign(b)
 			}
 		}

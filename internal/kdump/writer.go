@@ -50,10 +50,12 @@ type Writer struct {
 	pool    []*aligned
 	workers sync.WaitGroup
 
-	// intake is held shared by Add, and alone by who ends the Writer.
+	// intake is held shared by Add, and alone for the moment in which the Writer is closed.
 	intake sync.RWMutex
 	closed bool // takes no more pages
-	ended  bool // the target has its last block 0
+
+	ending sync.Mutex // held by Finish and Abort
+	ended  bool       // the target has its last block 0
 
 	seen  bitmap // pages given, lost ones included
 	lost  bitmap
@@ -201,18 +203,22 @@ func (w *Writer) release() {
 	w.pool = nil
 }
 
-// drain takes no more pages and returns when all that were given are in the data, or failure is set.
-func (w *Writer) drain() {
-	if !w.closed {
-		w.closed = true
-		close(w.jobs)
+// closeIntake takes no more pages. It returns false if that was so already.
+func (w *Writer) closeIntake() bool {
+	w.intake.Lock()
+	defer w.intake.Unlock()
+	if w.closed {
+		return false
 	}
-	w.workers.Wait()
+	w.closed = true
+	close(w.jobs)
+	return true
 }
 
 // halt ends the goroutines and releases everything. Either all work is done, or failure is set.
 func (w *Writer) halt() {
-	w.drain()
+	w.closeIntake()
+	w.workers.Wait()
 	w.release()
 }
 
@@ -449,8 +455,9 @@ func (w *Writer) Abort(reason error) error {
 		reason = ErrAborted
 	}
 	w.failure.set(fmt.Errorf("%w: %w", ErrAborted, reason))
-	w.intake.Lock()
-	defer w.intake.Unlock()
+	w.closeIntake() // at once, whatever a Finish or the target is doing
+	w.ending.Lock()
+	defer w.ending.Unlock()
 	if w.ended {
 		return nil
 	}

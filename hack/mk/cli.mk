@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+# The livedump program, and the format of dumps.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+.PHONY: build-cli fuzz
+build-cli: ## Build bin/livedump (inspect, verify)
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/livedump ./cmd/livedump
+
+# How long each fuzz target runs.
+FUZZTIME ?= 60s
+fuzz: ## Feed the reader of dumps with garbage for FUZZTIME
+	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
