@@ -70,6 +70,9 @@ func run(ctx context.Context, env *isolate.Environment) int {
 		// The end of the context is what failed; the rest followed from it.
 		err = errors.Join(context.Cause(running), err)
 	}
+	if err == nil {
+		bench.Step("passed: %s", strings.ReplaceAll(*checks, ",", ", "))
+	}
 	status := 0
 	switch {
 	case ctx.Err() != nil:

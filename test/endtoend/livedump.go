@@ -47,16 +47,19 @@ func (b *Bench) AwaitEnd(ctx context.Context, name string) (*livedumpv1alpha1.Li
 // Follow polls a LiveDump, printing what changes, until the function says that
 // what it looks for is there.
 func (b *Bench) Follow(ctx context.Context, name, what string, there func(*livedumpv1alpha1.LiveDump) (bool, error)) error {
-	shown := ""
+	shown, percent := "", int32(0)
 	return cluster.Poll(ctx, "LiveDump "+name+": "+what, dumpWithin, func(ctx context.Context) (bool, string, error) {
 		dump, err := b.Get(ctx, name)
 		if err != nil {
 			return false, "", err
 		}
 		now := summary(dump)
-		if now != shown {
-			shown = now
-			b.Step("  %s: %s", name, now)
+		if p := dump.Status.Progress.Percent; now != shown || p >= percent+10 {
+			if shown, percent = now, p; p > 0 && dump.Status.Result == nil {
+				b.Step("  %s: %s (%d %%)", name, now, p)
+			} else {
+				b.Step("  %s: %s", name, now)
+			}
 		}
 		ok, err := there(dump)
 		if err != nil {
@@ -84,9 +87,6 @@ func summary(dump *livedumpv1alpha1.LiveDump) string {
 		if terminal {
 			break
 		}
-	}
-	if p := dump.Status.Progress; p.PagesTotal > 0 && dump.Status.Result == nil {
-		line += fmt.Sprintf(" (%d %%, %d of %d pages)", p.Percent, p.PagesWritten, p.PagesTotal)
 	}
 	return line
 }
