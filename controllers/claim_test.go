@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"livedump.io/api/v1alpha1"
+)
+
+func TestCheckClaim(t *testing.T) {
+	filesystem := corev1.PersistentVolumeFilesystem
+	for name, test := range map[string]struct {
+		change  func(*observation)
+		state   state
+		reason  string
+		message string
+	}{
+		"fits":               {func(*observation) {}, fine, v1alpha1.ReasonAttached, ""},
+		"missing":            {func(o *observation) { o.claim = nil }, failed, v1alpha1.ReasonTargetNotFound, "claim claim does not exist in namespace dumps"},
+		"no target":          {func(o *observation) { o.dump.Spec.Target.PersistentVolumeClaim = nil }, failed, v1alpha1.ReasonTargetInvalid, ""},
+		"filesystem":         {func(o *observation) { o.claim.Spec.VolumeMode = &filesystem }, failed, v1alpha1.ReasonTargetWrongMode, "volumeMode Filesystem"},
+		"mode not given":     {func(o *observation) { o.claim.Spec.VolumeMode = nil }, failed, v1alpha1.ReasonTargetWrongMode, "volumeMode Filesystem"},
+		"in use":             {func(o *observation) { o.claimUsers = []string{"a", "b", "c", "d", "e"} }, failed, v1alpha1.ReasonTargetInUse, "pods a, b, c and 2 more"},
+		"pending":            {func(o *observation) { o.claim.Status.Phase = corev1.ClaimPending; o.volume = nil }, pending, v1alpha1.ReasonTargetNotBound, "not bound"},
+		"bound, volume gone": {func(o *observation) { o.volume = nil }, pending, v1alpha1.ReasonTargetNotBound, ""},
+		"another's volume":   {func(o *observation) { o.volume.Spec.ClaimRef.UID = "other" }, failed, v1alpha1.ReasonTargetInvalid, "is not bound to it"},
+		"volume of files":    {func(o *observation) { o.volume.Spec.VolumeMode = &filesystem }, failed, v1alpha1.ReasonTargetWrongMode, ""},
+		"another node's": {func(o *observation) {
+			o.volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"x"}}}}}}}
+		}, failed, v1alpha1.ReasonTargetWrongNode, "node affinity excludes the node"},
+		"too small": {func(o *observation) {
+			o.volume.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(leastSize(o.node)-1, resource.BinarySI)
+		}, failed, v1alpha1.ReasonTargetTooSmall, "needs at least"},
+		"just large enough": {func(o *observation) {
+			o.volume.Spec.Capacity[corev1.ResourceStorage] = *resource.NewQuantity(leastSize(o.node), resource.BinarySI)
+		}, fine, v1alpha1.ReasonAttached, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := fresh()
+			test.change(o)
+			f := checkClaim(o)
+			if f.state != test.state || f.reason != test.reason || !strings.Contains(f.message, test.message) {
+				t.Errorf("%+v, want state %v, %s: %q", f, test.state, test.reason, test.message)
+			}
+		})
+	}
+}
+
+// The bitmaps of 8 GiB in 4 KiB pages are 2 * 256 KiB.
+func TestLeastSize(t *testing.T) {
+	if got, want := leastSize(fresh().node), int64(16<<20+2*256<<10); got != want {
+		t.Errorf("%d, want %d", got, want)
+	}
+}
+
+func TestPodUsesClaim(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "pod"}, Spec: corev1.PodSpec{Volumes: []corev1.Volume{
+		{Name: "a", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "named"}}},
+		{Name: "scratch", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}},
+	}}}
+	for claim, want := range map[string]bool{"named": true, "pod-scratch": true, "pod-a": false, "other": false} {
+		if got := podUsesClaim(pod, claim); got != want {
+			t.Errorf("claim %s: %v, want %v", claim, got, want)
+		}
+	}
+}
+
+func TestHolderIsRestrictedAndPinned(t *testing.T) {
+	r := &LiveDumpReconciler{Config: Config{HolderImage: "image"}}
+	pod := r.holderPod(fresh().dump)
+	if pod.Spec.NodeName != "" {
+		t.Error("nodeName bypasses the scheduler, and with it the binding of the claim")
+	}
+	if *pod.Spec.AutomountServiceAccountToken {
+		t.Error("the holder has a token")
+	}
+	if pod.Name != "livedump-holder-0a1b2c3d-0000" {
+		t.Errorf("name %s", pod.Name)
+	}
+	if d := pod.Spec.Containers[0].VolumeDevices; len(d) != 1 || pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName != "claim" || pod.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly {
+		t.Errorf("devices %+v, volumes %+v", d, pod.Spec.Volumes)
+	}
+}
