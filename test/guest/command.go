@@ -246,13 +246,16 @@ func (c *Cmd) Run(ctx context.Context) error {
 	return c.Wait(ctx)
 }
 
-// Signal sends a signal to the command and the processes that it started.
+// Signal sends a signal to the command, and not to processes that it started.
 func (c *Cmd) Signal(signal unix.Signal) error {
-	return c.g.conn.Send(wire.Signal, c.id, []byte{byte(signal)})
+	return c.g.conn.Send(wire.Signal, c.id, []byte{byte(signal), 0})
 }
 
-// Kill ends the command and the processes that it started.
-func (c *Cmd) Kill() error { return c.Signal(unix.SIGKILL) }
+// Kill ends the command and the processes that it started, unless they have left
+// its process group.
+func (c *Cmd) Kill() error {
+	return c.g.conn.Send(wire.Signal, c.id, []byte{byte(unix.SIGKILL), 1})
+}
 
 func (c *Cmd) wrap(err error) error {
 	return fmt.Errorf("guest: %s: %w", strings.Join(c.Argv, " "), err)

@@ -125,8 +125,12 @@ func (s *server) handle(f wire.Frame) {
 			}
 		}
 	case wire.Signal:
-		if st := s.find(f.Stream); st != nil && st.pid > 0 && len(f.Payload) == 1 {
-			_ = unix.Kill(-st.pid, unix.Signal(f.Payload[0]))
+		if st := s.find(f.Stream); st != nil && st.pid > 0 && len(f.Payload) == 2 {
+			pid := st.pid
+			if f.Payload[1] != 0 {
+				pid = -pid
+			}
+			_ = unix.Kill(pid, unix.Signal(f.Payload[0]))
 		}
 	}
 }

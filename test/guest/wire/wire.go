@@ -38,7 +38,8 @@ const (
 	Exec
 	// Stdin is input for a command; an empty payload closes it.
 	Stdin
-	// Signal sends a signal to a command's process group: one byte, the number.
+	// Signal sends a signal to a command: one byte, the number, and one that is not
+	// zero if the command's whole process group is meant.
 	Signal
 	// Started reports a command's process: JSON of a Process.
 	Started
