@@ -55,7 +55,7 @@ func (c *Cluster) startNode(ctx context.Context) error {
 		Hostname:    c.options.NodeName,
 		HostForward: []string{"127.0.0.1:" + kubeletPort + ":" + kubeletPort},
 		// The kernel's messages are what is checked for trouble; nothing else goes to the console.
-		Append: []string{"loglevel=6"},
+		Append: []string{"loglevel=7"},
 	})
 	if err != nil {
 		return fmt.Errorf("boot the node: %w", err)

@@ -41,7 +41,10 @@ func (c *Cluster) WatchNode(ctx context.Context) (*NodeWatch, error) {
 		last := ""
 		for {
 			for event := range events.ResultChan() {
-				last = w.take(event, last)
+				// The end of the watch shows as an error in it.
+				if ctx.Err() == nil {
+					last = w.take(event, last)
+				}
 			}
 			if ctx.Err() != nil {
 				return

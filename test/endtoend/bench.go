@@ -143,7 +143,7 @@ func (b *Bench) buildImages() ([]string, error) {
 		{"pause", image.Image{Reference: cluster.PauseImage, User: "65535:65535",
 			Files: map[string]string{"/pause": bin("test/pause")}, Entrypoint: []string{"/pause"}}},
 		{"workload", image.Image{Reference: workloadImage,
-			Files: map[string]string{"/workload": bin("test/workload")}, Entrypoint: []string{"/workload"}}},
+			Files: map[string]string{"/workload": bin("test/workload")}, Directories: []string{"/tmp"}, Entrypoint: []string{"/workload"}}},
 		{"controller", image.Image{Reference: controllerImage + ":" + imageTag, User: "65532:65532",
 			Files:      map[string]string{"/livedump-controller": bin("livedump-controller")},
 			Entrypoint: []string{"/livedump-controller"}}},

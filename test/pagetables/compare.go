@@ -6,7 +6,6 @@
 package pagetables
 
 import (
-	"errors"
 	"fmt"
 
 	"livedump.io/test/guest"
@@ -14,11 +13,11 @@ import (
 
 // Difference is what a comparison found that a living node explains by itself.
 type Difference struct {
-	// CodePages counts pages of the direct map whose permissions changed together
-	// with a mapping of code that holds them.
+	// CodePages counts entries whose permissions changed because code was put
+	// into their pages or taken out.
 	CodePages int
-	// Split counts huge leaves of the direct map that are in pieces now: loading
-	// code splits them, and the kernel does not join them again.
+	// Split counts huge leaves that are in pieces now: loading code splits them,
+	// and the kernel does not join them again.
 	Split int
 }
 
@@ -29,34 +28,44 @@ const splitLimit = 24
 // CompareLive is an error if two dumps of a living node's page tables differ in
 // more than the node's own life explains:
 //
-//   - the kernel image and vmemmap must be equal, entry by entry;
-//   - every page of the direct map must be mapped with the same effective
-//     permissions and bits (a session's marks are such bits), but for pages that
-//     a mapping of code holds or held: the kernel makes them read-only in the
-//     direct map too;
-//   - huge leaves of the direct map must be huge again, but for a few that such
-//     code has split.
+//   - vmemmap must be equal, entry by entry;
+//   - every page of the direct map and of the kernel image must be mapped with
+//     the same effective permissions and bits (a session's marks are such bits),
+//     but for pages that hold or held code: the kernel makes them read-only in
+//     all their mappings, and when the code goes it gives the direct map back
+//     without the Global bit and the image nothing at all (code may lie in those
+//     parts of the image that were freed after boot);
+//   - huge leaves must be huge again, but for a few that such code has split.
 //
 // The vmalloc and modules regions are not compared: threads' stacks live there.
 func CompareLive(before, after guest.PageTables) (Difference, error) {
 	var d Difference
-	if err := before.Compare(after, guest.RegionImage, guest.RegionVmemmap); err != nil {
+	if err := before.Compare(after, guest.RegionVmemmap); err != nil {
 		return d, err
-	}
-	old, now := leaves(before[guest.RegionDirect]), leaves(after[guest.RegionDirect])
-	if len(old) == 0 || len(now) == 0 {
-		return d, errors.New("a page-table dump has no direct map")
-	}
-	if d.Split = newSplits(old, now); d.Split > splitLimit {
-		return d, fmt.Errorf("%d huge leaves of the direct map are in pieces that were whole before (up to %d are expected of loading code)", d.Split, splitLimit)
 	}
 	code := codeFrames(before)
 	for frame := range codeFrames(after) {
 		code[frame] = true
 	}
-	var err error
-	d.CodePages, err = comparePages(old, now, code)
-	return d, err
+	for frame := range formerCode(after) {
+		code[frame] = true
+	}
+	for _, region := range []guest.Region{guest.RegionDirect, guest.RegionImage} {
+		old, now := leaves(before[region]), leaves(after[region])
+		if len(old) == 0 || len(now) == 0 {
+			return d, fmt.Errorf("a page-table dump has nothing of region %s", region)
+		}
+		d.Split += newSplits(old, now)
+		explained, err := comparePages(old, now, code)
+		if err != nil {
+			return d, fmt.Errorf("region %s: %w", region, err)
+		}
+		d.CodePages += explained
+	}
+	if d.Split > splitLimit {
+		return d, fmt.Errorf("%d huge leaves are in pieces that were whole before (up to %d are expected of loading code)", d.Split, splitLimit)
+	}
+	return d, nil
 }
 
 // Bits of an entry. In huge leaves bit 7 says that they are huge, and what is
@@ -64,6 +73,7 @@ func CompareLive(before, after guest.PageTables) (Difference, error) {
 const (
 	bitRW      = 1 << 1
 	bitHuge    = 1 << 7
+	bitGlobal  = 1 << 8
 	bitHugePAT = 1 << 12
 	bitNX      = 1 << 63
 	pageShift  = 12
@@ -109,7 +119,7 @@ func leaves(entries []guest.Entry) []leaf {
 	return list
 }
 
-// comparePages walks two direct maps by address, in steps in which neither
+// comparePages walks two dumps of a region by address, in steps in which neither
 // changes, and counts the pages whose difference code explains.
 func comparePages(before, after []leaf, code map[uint64]bool) (explained int, err error) {
 	x, y := walk{list: before}, walk{list: after}
@@ -117,17 +127,17 @@ func comparePages(before, after []leaf, code map[uint64]bool) (explained int, er
 		was, is := x.here(), y.here()
 		switch {
 		case was.va < is.va:
-			return 0, fmt.Errorf("gone from the direct map: %s", was.entry)
+			return 0, fmt.Errorf("gone: %s", was.entry)
 		case is.va < was.va:
-			return 0, fmt.Errorf("new in the direct map: %s", is.entry)
+			return 0, fmt.Errorf("new: %s", is.entry)
 		case was.pfn != is.pfn:
-			return 0, fmt.Errorf("the direct map of %#x leads elsewhere: was %s; is %s", was.va, was.entry, is.entry)
+			return 0, fmt.Errorf("%#x leads elsewhere: was %s; is %s", was.va, was.entry, is.entry)
 		}
 		pages := min(was.pages, is.pages)
 		if was.flags != is.flags {
 			for frame := was.pfn; frame < was.pfn+pages; frame++ {
 				if !code[frame] {
-					return 0, fmt.Errorf("page frame %#x of the direct map: was %s; is %s", frame, was.entry, is.entry)
+					return 0, fmt.Errorf("page frame %#x: was %s; is %s", frame, was.entry, is.entry)
 				}
 				explained++
 			}
@@ -136,10 +146,10 @@ func comparePages(before, after []leaf, code map[uint64]bool) (explained int, er
 		y.step(pages)
 	}
 	if !x.ended() {
-		return 0, fmt.Errorf("gone from the direct map: %s", x.here().entry)
+		return 0, fmt.Errorf("gone: %s", x.here().entry)
 	}
 	if !y.ended() {
-		return 0, fmt.Errorf("new in the direct map: %s", y.here().entry)
+		return 0, fmt.Errorf("new: %s", y.here().entry)
 	}
 	return explained, nil
 }
@@ -180,6 +190,28 @@ func codeFrames(t guest.PageTables) map[uint64]bool {
 				frames[frame] = true
 			}
 		}
+	}
+	return frames
+}
+
+// formerCode are the frames that held code once: when code is freed, its pages'
+// entries in the direct map are made anew, without the Global bit that every
+// other entry has.
+func formerCode(t guest.PageTables) map[uint64]bool {
+	frames := map[uint64]bool{}
+	global := false
+	for _, l := range leaves(t[guest.RegionDirect]) {
+		global = global || l.flags&bitGlobal != 0
+		// Read-only it would not be given back but left behind.
+		if l.level != "pte" || l.flags&bitGlobal != 0 || l.flags&bitRW == 0 {
+			continue
+		}
+		for frame := l.pfn; frame < l.pfn+l.pages; frame++ {
+			frames[frame] = true
+		}
+	}
+	if !global { // a kernel that does not use the bit at all
+		return nil
 	}
 	return frames
 }

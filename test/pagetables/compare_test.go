@@ -29,15 +29,23 @@ func TestCompareLive(t *testing.T) {
 		split         int
 		err           string // part of the error; empty: none
 	}{
-		"equal":                 {before: top + whole, after: top + whole},
-		"code explains":         {before: top + whole, after: top + pieces + code, split: 1},
+		"equal":         {before: top + whole, after: top + whole},
+		"code explains": {before: top + whole, after: top + pieces + code, split: 1},
+		"former code explains": {
+			before: top + whole,
+			after:  top + strings.Replace(pieces, "leaf 8000000000000161", "leaf 8000000000000063", 1), split: 1,
+		},
+		"former code left read-only": {
+			before: top + whole,
+			after:  top + strings.Replace(pieces, "leaf 8000000000000161", "leaf 8000000000000061", 1), err: "page frame 0x200",
+		},
 		"read-only left behind": {before: top + whole, after: top + pieces, err: "page frame 0x200"},
 		"level above left read-only": {
 			before: top + whole, after: strings.Replace(top, "pud table 0000000000000067", "pud table 0000000000000065", 1) + whole,
 			err: "page frame 0x0",
 		},
 		"mark left behind":   {before: top + whole, after: top + strings.Replace(whole, "1e3", "9e3", 1), err: "page frame 0x0"},
-		"page gone":          {before: top + whole, after: top + strings.Replace(whole, "n 2", "n 1", 1), err: "gone from"},
+		"page gone":          {before: top + whole, after: top + strings.Replace(whole, "n 2", "n 1", 1), err: "gone: "},
 		"frame exchanged":    {before: top + whole, after: top + strings.Replace(whole, "pa 0000000000000000", "pa 0000000000400000", 1), err: "leads elsewhere"},
 		"vmemmap not joined": {before: vmemmap + top + whole, after: strings.Replace(vmemmap, "n 2", "n 1", 1) + top + whole, err: "lines of vmemmap"},
 	} {
