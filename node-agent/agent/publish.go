@@ -80,9 +80,11 @@ func (p *publisher) loop() {
 	}()
 	for {
 		// The claim was written a moment ago, so the first wait is before the first write.
+		pause := p.agent.Clock.NewTimer(publishEvery)
 		select {
-		case <-p.agent.Clock.After(publishEvery):
+		case <-pause.C():
 		case <-p.quit:
+			pause.Stop()
 			return
 		}
 		select {
