@@ -11,3 +11,8 @@ build-cli: ## Build bin/livedump (inspect, verify)
 FUZZTIME ?= 60s
 fuzz: ## Feed the reader of dumps with garbage for FUZZTIME
 	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+
+# The readers of KERNEL's dumps on memory that QEMU dumped, without the module.
+.PHONY: test-format
+test-format: host-packages ## Check with crash and drgn that dumps are what their readers expect
+	@go run ./test/format -kernel $(KERNEL)

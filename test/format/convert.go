@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+
+	"livedump.io/internal/kdump"
+)
+
+// image is a guest's memory as QEMU dumped it: an ELF core whose program headers
+// have physical addresses, every byte of RAM in it.
+type image struct {
+	file     *os.File
+	segments []elf.ProgHeader
+	meta     kdump.Meta
+	pfns     []uint64 // of RAM
+	lost     []uint64 // pages of zeros that the test says are lost
+	digest   [sha256.Size]byte
+}
+
+func openImage(path, hostname string) (*image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	e, err := elf.NewFile(f)
+	if err != nil {
+		return nil, err
+	}
+	m := &image{file: f}
+	m.meta = kdump.Meta{Session: kdump.Session{0xf0, 15: 1}, FrozenAt: time.Now(), DumpLevel: 0}
+	for _, p := range e.Progs {
+		switch p.Type {
+		case elf.PT_NOTE:
+			if m.meta.Notes, err = io.ReadAll(p.Open()); err != nil {
+				return nil, err
+			}
+		case elf.PT_LOAD:
+			m.segments = append(m.segments, p.ProgHeader)
+			r := kdump.PFNRange{Start: p.Paddr / kdump.PageSize, End: (p.Paddr + p.Filesz) / kdump.PageSize}
+			m.meta.RAM = append(m.meta.RAM, r)
+			m.meta.MaxPFN = max(m.meta.MaxPFN, r.End)
+			for pfn := r.Start; pfn < r.End; pfn++ {
+				m.pfns = append(m.pfns, pfn)
+			}
+		}
+	}
+	m.meta.Pages = uint64(len(m.pfns))
+	if err := m.readNotes(hostname); err != nil {
+		return nil, err
+	}
+	return m, m.readPages()
+}
+
+// readNotes finds what the kernel says of itself, and counts CPUs.
+func (m *image) readNotes(hostname string) error {
+	notes, err := kdump.ParseNotes(m.meta.Notes)
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		switch n.Name {
+		case "CORE":
+			m.meta.NrCPUs++
+		case "VMCOREINFO":
+			m.meta.VMCoreInfoOffset = uint64(bytes.Index(m.meta.Notes, n.Desc))
+			m.meta.VMCoreInfoBytes = uint64(len(n.Desc))
+			info := kdump.ParseVMCoreInfo(n.Desc)
+			m.meta.Utsname = kdump.Utsname{Sysname: "Linux", Nodename: hostname, Release: info["OSRELEASE"], Machine: "x86_64"}
+		}
+	}
+	if m.meta.VMCoreInfoBytes == 0 {
+		return errors.New("QEMU's dump has no VMCOREINFO")
+	}
+	return nil
+}
+
+// readPages chooses the pages to lose and takes a checksum of all others in order.
+func (m *image) readPages() error {
+	h := sha256.New()
+	page, zero := make([]byte, kdump.PageSize), make([]byte, kdump.PageSize)
+	for i, pfn := range m.pfns {
+		if err := m.page(pfn, page); err != nil {
+			return err
+		}
+		if i%97 == 0 && len(m.lost) < 50 && bytes.Equal(page, zero) {
+			m.lost = append(m.lost, pfn)
+			continue
+		}
+		_ = binary.Write(h, binary.LittleEndian, pfn)
+		h.Write(page)
+	}
+	if len(m.lost) == 0 {
+		return errors.New("QEMU's dump has no page of zeros to lose")
+	}
+	h.Sum(m.digest[:0])
+	return nil
+}
+
+func (m *image) page(pfn uint64, b []byte) error {
+	at := pfn * kdump.PageSize
+	for _, s := range m.segments {
+		if at >= s.Paddr && at < s.Paddr+s.Filesz {
+			_, err := m.file.ReadAt(b, int64(s.Off+at-s.Paddr))
+			return err
+		}
+	}
+	return fmt.Errorf("no page frame %#x", pfn)
+}
+
+// convert writes the image as a kdump-compressed dump, as an agent would: batches of pages in no
+// order, from several goroutines.
+func (m *image) convert(ctx context.Context, path string, codec kdump.Codec) (kdump.Summary, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return kdump.Summary{}, err
+	}
+	defer f.Close()
+	room, err := kdump.MaxSize(m.meta.MaxPFN, m.meta.Pages, len(m.meta.Notes))
+	if err != nil {
+		return kdump.Summary{}, err
+	}
+	w, err := kdump.NewWriter(file{f, room + 1<<20}, m.meta, kdump.Options{Codec: codec})
+	if err != nil {
+		return kdump.Summary{}, err
+	}
+	lost := map[uint64]bool{}
+	for _, pfn := range m.lost {
+		lost[pfn] = true
+	}
+	const batch, readers = 128, 3
+	order := rand.Perm((len(m.pfns) + batch - 1) / batch)
+	var next sync.Mutex
+	var readersDone sync.WaitGroup
+	errs := make([]error, readers)
+	for r := range readers {
+		readersDone.Go(func() {
+			refs, data := make([]kdump.PageRef, 0, batch), make([]byte, batch*kdump.PageSize)
+			for {
+				next.Lock()
+				if len(order) == 0 || errs[r] != nil {
+					next.Unlock()
+					return
+				}
+				k := order[0]
+				order = order[1:]
+				next.Unlock()
+				refs = refs[:0]
+				for i, pfn := range m.pfns[k*batch : min((k+1)*batch, len(m.pfns))] {
+					ref := kdump.PageRef{PFN: pfn, Class: kdump.ClassKernel, Flags: kdump.PageUncovered}
+					if lost[pfn] {
+						ref.Flags = kdump.PageLost
+					}
+					refs = append(refs, ref)
+					if errs[r] = m.page(pfn, data[i*kdump.PageSize:][:kdump.PageSize]); errs[r] != nil {
+						return
+					}
+				}
+				errs[r] = w.Add(refs, data[:len(refs)*kdump.PageSize])
+			}
+		})
+	}
+	readersDone.Wait()
+	err = errors.Join(errs...)
+	var s kdump.Summary
+	if err == nil {
+		s, err = w.Finish(ctx)
+	}
+	if err != nil {
+		return s, errors.Join(err, w.Abort(err))
+	}
+	return s, f.Truncate(int64(s.Bytes))
+}
+
+// file is an Output in a file.
+type file struct {
+	*os.File
+	room int64
+}
+
+func (f file) Size() int64 { return f.room }
