@@ -7,7 +7,7 @@ KERNEL ?= 6.1
 RAM ?= 2048
 CPUS ?= 2
 
-.PHONY: kmod kmod-test kmod-check test-kernel host-packages
+.PHONY: kmod kmod-test kmod-check test-kernel test-harness judge-tools host-packages
 host-packages: ## Install the Debian packages that build and tests need
 	@hack/install-host-packages
 
@@ -26,3 +26,13 @@ kmod-check: ## Build the modules with W=1 and sparse; any warning is an error
 test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB and CPUS without Kubernetes, judge the dump (out/kernel)
 	@CGO_ENABLED=0 go build -trimpath -o bin/workload ./test/workload
 	@go run ./test/kernel -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/kernel
+
+# The checks that judge others must be able to fail.
+test-harness: ## Test the guest package and the judges themselves
+	@hack/install-host-packages busybox-static
+	@go vet ./test/guest/... ./test/judge/... ./test/kernel/...
+	@go test ./test/guest/... ./test/judge/... ./test/kernel/...
+
+# Chroots with crash and drgn, and the kernel's debug information; some minutes on first use.
+judge-tools:
+	@go run ./test/judge/cmd/prepare -kernel $(KERNEL)
