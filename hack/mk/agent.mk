@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The agent: a static binary, and its tests.
 
-AGENT_PACKAGES := ./internal/session/... ./internal/module/... ./internal/blockdev/... ./node-agent/... ./cmd/livedump-agent/...
+AGENT_PACKAGES := ./internal/session/... ./internal/module/... ./internal/kmsg/... ./internal/blockdev/... ./node-agent/... ./cmd/livedump-agent/...
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .PHONY: build-agent test-agent

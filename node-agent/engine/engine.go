@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ type Engine struct {
 	OpenSession func(context.Context) (session.Session, error)
 	// RAM gives the ranges of page frames that are memory.
 	RAM func() ([]kdump.PFNRange, error)
+	// KernelLog, if not nil, begins to listen to the kernel's log. What it returns gives the module's complaints since
+	// then, and ends listening. They hold nothing of memory.
+	KernelLog func() (complaints func() []string)
 	// Now is the clock.
 	Now func() time.Time
 	Log *slog.Logger
@@ -103,8 +107,16 @@ func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
 	r := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
 	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(), Format: Format,
 		Compression: o.Codec.String(), DumpLevel: uint32(o.Level)}
+	complaints := func() []string { return nil }
+	if e.KernelLog != nil {
+		complaints = e.KernelLog()
+	}
 	err := r.run(ctx)
 	r.endStep()
+	// The module says in the kernel's log what an errno cannot.
+	if said := complaints(); err != nil && ofModule(err) && len(said) > 0 {
+		err = fmt.Errorf("%w; the kernel's log says: %s", err, strings.Join(said, "; "))
+	}
 	r.report.TotalNS = e.Now().Sub(r.report.StartedAt).Nanoseconds()
 	if err != nil {
 		r.report.Error, r.report.Reason = err.Error(), Reason(err)

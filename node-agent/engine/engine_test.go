@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -511,6 +512,24 @@ func TestInProgress(t *testing.T) {
 		if s != kdump.StateInProgress {
 			t.Errorf("state %s", s)
 		}
+	}
+}
+
+// TestKernelLog: what the module said is in the error, if it was the module that failed.
+func TestKernelLog(t *testing.T) {
+	m := testMemory(100)
+	m.PrepareError = session.ErrUnsupported
+	e := testEngine(newFile(t, 64<<20), m)
+	e.KernelLog = func() func() []string {
+		return func() []string { return []string{"Xen PV guests do not own their page tables"} }
+	}
+	r, err := e.Dump(context.Background(), testOptions())
+	if Reason(err) != v1alpha1.ReasonUnsupportedKernel || !strings.Contains(r.Error, "Xen PV") {
+		t.Errorf("got %v", err)
+	}
+	e.OpenTarget = func(context.Context) (Target, error) { return nil, blockdev.ErrSwap }
+	if _, err := e.Dump(context.Background(), testOptions()); strings.Contains(err.Error(), "Xen PV") {
+		t.Errorf("got %v", err)
 	}
 }
 

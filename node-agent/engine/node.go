@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"livedump.io/internal/blockdev"
+	"livedump.io/internal/kmsg"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
 )
@@ -44,9 +45,10 @@ func (n Node) Engine(find func() (blockdev.ID, error), need blockdev.Need) *Engi
 			}
 			return d, nil
 		},
-		RAM: SystemRAM,
-		Now: time.Now,
-		Log: n.Log,
+		RAM:       SystemRAM,
+		KernelLog: n.kernelLog,
+		Now:       time.Now,
+		Log:       n.Log,
 	}
 }
 
@@ -54,3 +56,20 @@ func (n Node) Engine(find func() (blockdev.ID, error), need blockdev.Need) *Engi
 type device struct{ *blockdev.Device }
 
 func (d device) Describe() string { return d.Identity().String() }
+
+// kernelLog listens to what the kernel says of the module.
+func (n Node) kernelLog() func() []string {
+	tail, err := kmsg.Open(filepath.Join(n.Host.Root, "dev/kmsg"))
+	if err != nil {
+		n.Log.Debug("no kernel log", "error", err)
+		return func() []string { return nil }
+	}
+	return func() []string {
+		defer tail.Close()
+		messages, err := tail.Messages(module.Name+": ", kmsg.Warning)
+		if err != nil {
+			n.Log.Debug("reading the kernel log", "error", err)
+		}
+		return messages
+	}
+}

@@ -90,3 +90,17 @@ func IsModuleError(err error) bool {
 	}
 	return false
 }
+
+// ofModule says whether it was the module, or its loading, that failed.
+func ofModule(err error) bool {
+	if IsModuleError(err) {
+		return true
+	}
+	for _, kind := range []error{session.ErrLockedDown, session.ErrUnsupported, session.ErrNoMemory, session.ErrStopFailed,
+		session.ErrReserveExhausted, session.ErrDeadlineExceeded} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
