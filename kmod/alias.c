@@ -8,10 +8,14 @@
  *	idle tasks		stay writable: entering a fault from the idle loop
  *				writes the task itself; copied in the stop
  *	kernel stacks		are written through the vmalloc area, and a fault on the
- *				stack is a double fault: the used part of every
- *				stack is copied in the stop
- *	vmalloc, modules,	not covered yet: their pages are known (ld_uncovered),
- *	kernel image		reported with a flag and counted
+ *				stack is a double fault: the used part of every stack
+ *				is copied in the stop, and nothing that has the shape of a
+ *				stack is protected
+ *	vmalloc, modules,	protected at their leaves, but for stacks, the boot
+ *	kernel image		CPU's idle task and what the module itself writes
+ *
+ * What stays writable and is not copied in the stop is known by page frame
+ * (ld_uncovered), reported with a flag and counted.
  *
  * "Hot" pages stay writable in the direct map: all that is written on the way from a
  * fault's first instruction to our probe, and all that the probe writes.
@@ -28,6 +32,7 @@
 #include "livedump.h"
 
 struct ld_va_range ld_direct_map, ld_vmemmap;
+struct ld_va_range ld_vmalloc, ld_modules, ld_image;
 
 /* Per-CPU areas end where reserved memory ends, and never later than this. */
 #define PERCPU_MAX_PAGES	(SZ_4M >> PAGE_SHIFT)
@@ -38,6 +43,7 @@ struct ld_pfns {
 
 static struct ld_pfns percpu_area[NR_CPUS];
 static struct ld_pfns idle_task_pages[NR_CPUS];
+static struct ld_pfns boot_stack;	/* CPU 0's idle stack, in the kernel image */
 static unsigned long *stop_pfns;	/* copied by the leader */
 static unsigned long nr_stop_pfns, room_stop_pfns;
 static atomic_t copy_error;
@@ -72,6 +78,14 @@ static int find_percpu_area(int cpu, struct ld_pfns *area)
 	return 0;
 }
 
+static void mark_hot(const struct ld_pfns *p)
+{
+	unsigned long pfn;
+
+	for (pfn = p->first; pfn < p->end; pfn++)
+		set_bit(pfn, ld_hot);
+}
+
 static bool is_idle_task_of(unsigned long va, int cpu)
 {
 	const struct task_struct *t = (const struct task_struct *)va;
@@ -103,22 +117,24 @@ static int find_idle_task(int cpu)
 				goto found;
 		}
 	}
-	if (!cpu)
+	if (!cpu) {
+		va = (unsigned long)&init_task;
+		pfn = ld_va_to_pfn(va);
+		idle_task_pages[0].first = pfn;
+		idle_task_pages[0].end = pfn + 1 +
+			((va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) - (va >> PAGE_SHIFT);
+		va = (unsigned long)task_stack_page(&init_task);
+		boot_stack.first = ld_va_to_pfn(va);
+		boot_stack.end = boot_stack.first + (THREAD_SIZE >> PAGE_SHIFT);
+		mark_hot(&boot_stack);
 		return 0;
+	}
 	pr_err("cannot find the idle task of CPU %d\n", cpu);
 	return -EOPNOTSUPP;
 found:
 	idle_task_pages[cpu].first = __pa(va) >> PAGE_SHIFT;
 	idle_task_pages[cpu].end = (__pa(va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) + 1;
 	return 0;
-}
-
-static void mark_hot(const struct ld_pfns *p)
-{
-	unsigned long pfn;
-
-	for (pfn = p->first; pfn < p->end; pfn++)
-		set_bit(pfn, ld_hot);
 }
 
 int ld_alias_prepare(void)
@@ -134,6 +150,12 @@ int ld_alias_prepare(void)
 				     PUD_SIZE);
 	ld_vmemmap.start = round_down((unsigned long)pfn_to_page(0), PUD_SIZE);
 	ld_vmemmap.end = round_up((unsigned long)pfn_to_page(ld_max_pfn), PUD_SIZE);
+	ld_vmalloc.start = VMALLOC_START & PMD_MASK;
+	ld_vmalloc.end = round_up(VMALLOC_END, PMD_SIZE);
+	ld_image.start = __START_KERNEL_map;
+	ld_image.end = MODULES_VADDR;
+	ld_modules.start = MODULES_VADDR;
+	ld_modules.end = MODULES_END;
 
 	for_each_possible_cpu(cpu) {
 		err = find_percpu_area(cpu, &percpu_area[cpu]);
@@ -146,23 +168,6 @@ int ld_alias_prepare(void)
 		mark_hot(&idle_task_pages[cpu]);
 	}
 	return 0;
-}
-
-static void mark_uncovered(unsigned long pfn, unsigned long nr)
-{
-	unsigned long end = min(pfn + nr, ld_max_pfn);
-
-	for (; pfn < end; pfn++)
-		if (ld_page_is_ram(pfn))
-			set_bit(pfn, ld_uncovered);
-}
-
-/* Just before the stop.  What the stop copies is taken out again (pages.c). */
-void ld_alias_mark_uncovered(void)
-{
-	bitmap_zero(ld_uncovered, ld_max_pfn);
-	ld_for_each_writable(VMALLOC_START, VMALLOC_END, mark_uncovered);
-	ld_for_each_writable(__START_KERNEL_map, MODULES_END, mark_uncovered);
 }
 
 static int add_stop_pfn(unsigned long pfn)
@@ -201,6 +206,9 @@ int ld_alias_find_stop_copies(void)
 	nr_stop_pfns = 0;
 	atomic_set(&copy_error, 0);
 	err = ld_wp_add_tables(add_stop_pfn);
+	if (err)
+		return err;
+	err = add_stop_pfns(&boot_stack);
 	if (err)
 		return err;
 	for_each_possible_cpu(cpu) {

@@ -39,4 +39,16 @@
 # define ld_prstatus_pid(ps)	((ps)->pr_pid)
 #endif
 
+/* Where this module's own text and data lie (one stretch to 6.3). */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+# define ld_for_each_module_part(add) \
+	do { \
+		for_each_mod_mem_type(type) \
+			(add)(THIS_MODULE->mem[type].base, THIS_MODULE->mem[type].size); \
+	} while (0)
+#else
+# define ld_for_each_module_part(add) \
+	(add)(THIS_MODULE->core_layout.base, THIS_MODULE->core_layout.size)
+#endif
+
 #endif /* _LIVEDUMP_COMPAT_H */

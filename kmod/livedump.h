@@ -7,7 +7,10 @@
  *   stop.c       holds all CPUs for the one instant
  *   notes.c      registers of every CPU, VMCOREINFO
  *   alias.c      which virtual ranges exist and how each is covered
- *   wrprotect.c  page tables: plan, protect, fault path, restore
+ *   wrprotect.c  page-table entries: the model, the fault path
+ *   plan.c       ... what is protected in the stop
+ *   window.c     ... what the fault path writes outside the direct map
+ *   restore.c    ... everything as it was
  *   pages.c      one state word per page frame: saved, reported, lost
  *   classify.c   what a page is, by its struct page as of the stop
  *   reserve.c    preallocated pages for copies and page tables
@@ -115,17 +118,19 @@ struct ld_va_range {
 	unsigned long end;	/* exclusive */
 };
 
+/* Protected by level. */
 extern struct ld_va_range ld_direct_map, ld_vmemmap;
+/* Protected at their leaves, in the stop. */
+extern struct ld_va_range ld_vmalloc, ld_modules, ld_image;
 
 int ld_alias_prepare(void);
-void ld_alias_mark_uncovered(void);
 int ld_alias_find_stop_copies(void);
 void ld_alias_copy_percpu(int cpu);
 int ld_alias_copy_shared(void);
 int ld_alias_copy_error(void);
 void ld_alias_release(void);
 
-/* ---- wrprotect.c ---- */
+/* ---- wrprotect.c, plan.c, restore.c ---- */
 
 int ld_wp_prepare(void);
 int ld_wp_plan(void);
@@ -136,9 +141,8 @@ void ld_wp_release(void);
 int ld_wp_add_tables(int (*add)(unsigned long pfn));
 bool ld_wp_is_protected(unsigned long va);
 unsigned long ld_va_to_pfn(unsigned long va);	/* ULONG_MAX: not mapped */
-/* Calls fn for every writable leaf in [start, end) with its first pfn and count. */
-void ld_for_each_writable(unsigned long start, unsigned long end,
-			  void (*fn)(unsigned long pfn, unsigned long nr));
+/* Memory at va is written by the fault path: never protect this mapping of it. */
+void ld_wp_add_own(const void *va, size_t bytes);
 
 struct ld_wp_counts {
 	u64 pud, pmd, pte;	/* entries changed in the stop */
@@ -157,6 +161,7 @@ bool ld_page_is_ram(unsigned long pfn);
 bool ld_class_excluded(u32 class_id);
 void ld_page_save(unsigned long pfn);
 int ld_page_copy_in_stop(unsigned long pfn);
+void ld_page_uncover(unsigned long pfn);
 void ld_page_lose(unsigned long pfn);
 void ld_page_set_class(unsigned long pfn, u32 class_id);
 u32 ld_page_class(unsigned long pfn);

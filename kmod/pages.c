@@ -206,11 +206,17 @@ int ld_page_copy_in_stop(unsigned long pfn)
 {
 	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
 		return 0;
-	if (!save_to_reserve(pfn))
-		return -ENOSPC;
-	/* Whatever other mappings it has: this copy is of the instant. */
-	clear_bit(pfn, ld_uncovered);
-	return 0;
+	return save_to_reserve(pfn) ? 0 : -ENOSPC;
+}
+
+/*
+ * In the stop: a mapping of the page stays writable.  What the stop has copied is of
+ * the instant all the same.
+ */
+void ld_page_uncover(unsigned long pfn)
+{
+	if (ld_page_is_ram(pfn) && w_state((u32)atomic_read(&words[pfn])) == UNTOUCHED)
+		set_bit(pfn, ld_uncovered);
 }
 
 /*
@@ -436,6 +442,7 @@ int ld_pages_prepare(u32 exclude)
 	for (pfn = 0; pfn < ld_max_pfn; pfn++)
 		atomic_set(&words[pfn], (int)w_make(0, NOT_RAM, 0));
 	walk_ram(words);
+	ld_wp_add_own(words, array_size(ld_max_pfn, sizeof(*words)));
 
 	excluded_classes = BIT(LIVEDUMP_CLASS_OFFLINE) | BIT(LIVEDUMP_CLASS_HWPOISON) |
 			   BIT(LIVEDUMP_CLASS_SELF) | BIT(LIVEDUMP_CLASS_UNMAPPED);

@@ -193,6 +193,7 @@ int ld_reserve_prepare(u64 limit_bytes)
 	slots = vzalloc(array_size(want, sizeof(*slots)));
 	if (!slots)
 		return -ENOMEM;
+	ld_wp_add_own(slots, array_size(want, sizeof(*slots)));
 	nr_slots = 0;
 	while (nr_slots < want) {
 		struct page *page;

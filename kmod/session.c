@@ -163,8 +163,6 @@ static int plan(void)
 
 	if (!err)
 		err = ld_alias_find_stop_copies();
-	if (!err)
-		ld_alias_mark_uncovered();
 	return err;
 }
 

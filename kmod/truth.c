@@ -50,6 +50,8 @@ static u64 hash_page(const void *p)
 int ld_truth_prepare(void)
 {
 	hashes = vzalloc(array_size(ld_max_pfn, sizeof(*hashes)));
+	/* It is filled while pages are looked at, its own among them. */
+	ld_wp_add_own(hashes, array_size(ld_max_pfn, sizeof(*hashes)));
 	truth_pages = 0;
 	atomic_set(&logged, 0);
 	atomic_long_set(&mismatches, 0);

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the fault path writes outside the direct map: the module's own memory, whose mappings
+ * are never protected, and the window, a second mapping of page tables.
+ */
+#include <linux/mm.h>
+#include <linux/sort.h>
+#include <linux/vmalloc.h>
+#include "compat.h"
+#include "entry.h"
+
+#define OWN_MAX		16
+
+static struct ld_va_range own[OWN_MAX];
+static unsigned int nr_own;
+
+void ld_wp_add_own(const void *va, size_t bytes)
+{
+	if (!bytes || WARN_ON_ONCE(nr_own == OWN_MAX))
+		return;
+	own[nr_own].start = (unsigned long)va & PAGE_MASK;
+	own[nr_own].end = PAGE_ALIGN((unsigned long)va + bytes);
+	nr_own++;
+}
+
+bool ld_is_own(unsigned long va, unsigned long size)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_own; i++)
+		if (va < own[i].end && va + size > own[i].start)
+			return true;
+	return false;
+}
+
+/*
+ * The tables of the ranges that are protected at their leaves lie anywhere in
+ * memory.  To leave them writable in the direct map would break it up into 4 KiB
+ * pieces.  So the fault path writes them through a mapping of its own.
+ */
+static unsigned long *table_pfns;	/* sorted */
+static unsigned int nr_tables, room_tables;
+static void *tables_window;		/* table i is at page i */
+static unsigned int window_own;		/* nr_own without the window, if it is open */
+
+int ld_window_index(unsigned long pfn)
+{
+	unsigned int lo = 0, hi = nr_tables;
+
+	while (lo < hi) {
+		unsigned int mid = lo + (hi - lo) / 2;
+
+		if (table_pfns[mid] < pfn)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < nr_tables && table_pfns[lo] == pfn ? (int)lo : -1;
+}
+
+/* Where the fault path may write the entry e, given by its direct-map address. */
+ld_entry *ld_writable(ld_entry *e)
+{
+	int i = tables_window ? ld_window_index(__pa(e) >> PAGE_SHIFT) : -1;
+
+	if (i < 0)
+		return e;	/* hot, or a table of the reserve */
+	return tables_window + (unsigned long)i * PAGE_SIZE + offset_in_page(e);
+}
+static int add_table_pfn(unsigned long pfn)
+{
+	if (nr_tables == room_tables) {
+		unsigned int room = room_tables ? room_tables * 2 : 1024;
+		unsigned long *n = vmalloc(array_size(room, sizeof(*n)));
+
+		if (!n)
+			return -ENOMEM;
+		if (nr_tables)
+			memcpy(n, table_pfns, nr_tables * sizeof(*n));
+		vfree(table_pfns);
+		table_pfns = n;
+		room_tables = room;
+	}
+	table_pfns[nr_tables++] = pfn;
+	return 0;
+}
+
+static int compare_pfns(const void *a, const void *b)
+{
+	unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
+
+	return x < y ? -1 : x > y;
+}
+void ld_window_close(void)
+{
+	vunmap(tables_window);
+	tables_window = NULL;
+	nr_tables = 0;
+	if (window_own)
+		nr_own = window_own;
+	window_own = 0;
+}
+
+/*
+ * Maps the tables once more.  The mapping needs tables itself, but those hold nothing
+ * that is protected, for the window is the module's own.
+ */
+int ld_window_open(void)
+{
+	struct page **pages;
+	unsigned int i, n;
+	int err;
+
+	ld_window_close();
+	err = ld_add_leaf_tables(add_table_pfn);
+	if (err)
+		return err;
+	sort(table_pfns, nr_tables, sizeof(*table_pfns), compare_pfns, NULL);
+	for (i = n = 0; i < nr_tables; i++)
+		if (!n || table_pfns[n - 1] != table_pfns[i])
+			table_pfns[n++] = table_pfns[i];
+	nr_tables = n;
+
+	pages = vmalloc(array_size(n, sizeof(*pages)));
+	if (!pages)
+		return -ENOMEM;
+	for (i = 0; i < n; i++)
+		pages[i] = pfn_to_page(table_pfns[i]);
+	tables_window = vmap(pages, n, VM_MAP, PAGE_KERNEL);
+	vfree(pages);
+	if (!tables_window)
+		return -ENOMEM;
+	window_own = nr_own;
+	ld_wp_add_own(tables_window, (size_t)n * PAGE_SIZE);
+	return 0;
+}
+
+void ld_own_release(void)
+{
+	vfree(table_pfns);
+	table_pfns = NULL;
+	room_tables = 0;
+	nr_own = 0;
+}
