@@ -12,10 +12,11 @@ build-controller: ## Build bin/livedump-controller (static)
 	@mkdir -p bin
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/livedump-controller ./cmd/livedump-controller
 
-test-controller: verify-generate ## Test the API, the controller and the admission policies against a real API server
+test-controller: verify-generate build-controller ## Test the API, the controller and the admission policies against a real API server
 	@go test ./api/... ./controllers/... ./cmd/livedump-controller/...
 	@hack/tools/build etcd kube-apiserver kubectl helm
-	@KUBEBUILDER_ASSETS=$$(hack/tools/path --assets) HELM=$$(hack/tools/path helm) $(ENVTEST) \
+	@KUBEBUILDER_ASSETS=$$(hack/tools/path --assets) HELM=$$(hack/tools/path helm) \
+		CONTROLLER=$(CURDIR)/bin/livedump-controller $(ENVTEST) \
 		go test -tags envtest -count=1 ./test/envtest/...
 
 test-chart: ## Lint the chart, check its schema, and what it renders
