@@ -42,7 +42,7 @@ func (b *Bench) demo(ctx context.Context) (err error) {
 		return err
 	}
 
-	observer := b.observe(ctx)
+	observer := b.observe(ctx, sampleName)
 	defer observer.stop()
 
 	b.Step("kubectl apply -f config/samples/livedump.yaml")
@@ -82,7 +82,6 @@ func (b *Bench) demo(ctx context.Context) (err error) {
 	if err := b.EndWorkload(ctx); err != nil {
 		return err
 	}
-	b.Step("every check of the workload has passed")
 	if err := b.Guest.CheckConsole(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package endtoend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -135,7 +136,7 @@ func (b *Bench) badTargets(ctx context.Context) error {
 			return err
 		}
 		if c.user != "" {
-			if err := b.deletePod(ctx, c.user); err != nil {
+			if err := b.deletePod(ctx, Namespace, c.user); err != nil {
 				return err
 			}
 		}
@@ -244,8 +245,8 @@ func (b *Bench) useClaim(ctx context.Context, name, claim string) error {
 	})
 }
 
-func (b *Bench) deletePod(ctx context.Context, name string) error {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name}}
+func (b *Bench) deletePod(ctx context.Context, namespace, name string) error {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	// Nothing in it needs time to end.
 	if err := b.Client.Delete(ctx, pod, client.GracePeriodSeconds(1)); err != nil {
 		return fmt.Errorf("delete pod %s: %w", name, err)
@@ -259,8 +260,12 @@ func (b *Bench) deletePod(ctx context.Context, name string) error {
 	})
 }
 
-// killedAgent kills the agent's process while pages are being written.
+// killedAgent kills the agent's process while pages are being written and the
+// workload runs.
 func (b *Bench) killedAgent(ctx context.Context) error {
+	if err := b.StartWorkload(ctx); err != nil {
+		return err
+	}
 	before, err := b.PageTables(ctx)
 	if err != nil {
 		return err
@@ -281,6 +286,14 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 		return fmt.Errorf("kill the agent: %w", err)
 	}
 	b.Step("  killed the agent")
+	// Whatever the thaw did to memory, the workload's checks must see it.
+	counts, err := b.Workload(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.AwaitWorkload(ctx, counts); err != nil {
+		return err
+	}
 	dump, err := b.AwaitEnd(ctx, "agent-killed")
 	if err != nil {
 		return err
@@ -301,6 +314,7 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 		return err
 	}
 
+	b.Step("  the next LiveDump must succeed")
 	if err := b.create(ctx, "after-kill", NodeName, ClaimName); err != nil {
 		return err
 	}
@@ -313,5 +327,5 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 	if _, err := b.takeDump(ctx, dump, "after-kill.kdump"); err != nil {
 		return err
 	}
-	return b.AwaitCleanNode(ctx)
+	return errors.Join(b.AwaitCleanNode(ctx), b.EndWorkload(ctx))
 }

@@ -20,7 +20,7 @@ const parkedName = "ld-parked"
 
 const (
 	// observePause bounds the load of looking at all tasks again and again.
-	observePause = time.Second
+	observePause = 3 * time.Second
 	// observeSlack is how exactly the time of the freeze is known on the clock of
 	// uptimes: /proc/stat gives the boot's time in whole seconds.
 	observeSlack = 1.5
@@ -41,12 +41,18 @@ type observer struct {
 	err  error
 }
 
-func (b *Bench) observe(ctx context.Context) *observer {
+// observe begins to observe the node and goes on until memory is frozen for a
+// LiveDump: what is seen after that is of no use, and looking is not free.
+func (b *Bench) observe(ctx context.Context, name string) *observer {
 	ctx, cancel := context.WithCancel(ctx)
 	o := &observer{b: b, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(o.done)
 		for {
+			// A LiveDump that is not there yet is not frozen either.
+			if dump, err := b.Get(ctx, name); err == nil && dump.Status.Progress.PagesTotal > 0 {
+				return
+			}
 			observation, err := judge.Observe(ctx, b.Guest)
 			if ctx.Err() != nil {
 				return

@@ -122,7 +122,7 @@ func (b *Bench) AwaitWorkload(ctx context.Context, since WorkloadCounts) error {
 }
 
 // EndWorkload asks the workload to end and to say whether all its checks passed.
-// Its log goes to the log directory.
+// Its log goes to the log directory; its pod is deleted.
 func (b *Bench) EndWorkload(ctx context.Context) error {
 	// The pod is kept, so that exit status and log can still be read.
 	if _, err := b.Guest.Run(ctx, "sh", "-c", "kill -TERM $(pidof "+workloadProgram+")"); err != nil {
@@ -155,5 +155,6 @@ func (b *Bench) EndWorkload(ctx context.Context) error {
 	if !strings.Contains(log, "\nworkload: passed ") {
 		return errors.New("the workload ended without saying that it passed")
 	}
-	return nil
+	b.Step("every check of the workload has passed")
+	return b.deletePod(ctx, "default", workloadName)
 }
