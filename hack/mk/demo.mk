@@ -9,10 +9,9 @@ KEEP ?=
 
 # What the cluster is made of. The tools are first: on a machine that has never
 # built them they take most of the time.
-demo-parts: host-packages tools kmod kmod-test build-agent build-controller build-cli
+demo-parts: host-packages tools kmod kmod-test build-agent build-controller build-cli judge-tools
 	@hack/node-packages >/dev/null
 	@CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o bin/test/ ./test/pause ./test/workload ./test/demo
-	@bin/test/demo -fetch -kernel $(KERNEL)
 
 demo: demo-parts ## Run the whole path once and check it (KEEP=1: leave the cluster up)
 	@bin/test/demo -kernel $(KERNEL) -out out/demo $(if $(filter 1,$(KEEP)),-keep)

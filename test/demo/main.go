@@ -29,7 +29,6 @@ var (
 	kernel = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
 	checks = flag.String("checks", "demo", "what to check, in this order, separated by commas: "+strings.Join(endtoend.Checks(), ", "))
 	keep   = flag.Bool("keep", false, "leave the cluster up at the end")
-	fetch  = flag.Bool("fetch", false, "only fetch what the readers need: it takes a network, which the demo does not have")
 )
 
 func main() {
@@ -43,13 +42,6 @@ func main() {
 			fmt.Fprintf(os.Stderr, "demo: there is no check %q\n", check)
 			os.Exit(2)
 		}
-	}
-	if *fetch {
-		if err := endtoend.Fetch(context.Background(), *kernel); err != nil {
-			fmt.Fprintf(os.Stderr, "demo: %v\n", err)
-			os.Exit(1)
-		}
-		return
 	}
 	os.Exit(isolate.Main("livedump-demo", run))
 }

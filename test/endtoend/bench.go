@@ -17,7 +17,6 @@ import (
 	"livedump.io/test/cluster"
 	"livedump.io/test/guest"
 	"livedump.io/test/image"
-	"livedump.io/test/judge"
 )
 
 // Names that the samples in config/samples use.
@@ -71,16 +70,6 @@ type Bench struct {
 
 // New makes a bench that has started nothing yet.
 func New(options Options) *Bench { return &Bench{Options: options, began: time.Now()} }
-
-// Fetch downloads and makes what a bench needs of the network: the node's kernel
-// and the readers with its debug information. What is there already is kept.
-func Fetch(ctx context.Context, series string) error {
-	kernel, err := guest.FetchKernel(ctx, series)
-	if err != nil {
-		return err
-	}
-	return judge.Prepare(ctx, kernel)
-}
 
 // Step prints a line of progress with the time since the start.
 func (b *Bench) Step(format string, args ...any) {
