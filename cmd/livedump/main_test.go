@@ -26,7 +26,7 @@ func testMeta() kdump.Meta {
 	const info = "OSRELEASE=6.1.0-cli\nNUMBER(phys_base)=4096\nKERNELOFFSET=1\nPAGESIZE=4096\n"
 	m := kdump.Meta{
 		Session: kdump.Session{1, 2, 3},
-		Utsname: kdump.Utsname{Sysname: "Linux", Nodename: "node\x1b[31m", Release: "6.1.0-cli", Machine: "x86_64"},
+		Utsname: kdump.Utsname{Sysname: "Linux", Nodename: "node\x1b[31m", Release: "6.1.0-cli", Version: "#1", Machine: "x86_64"},
 		MaxPFN:  1000, Pages: 100, RAM: []kdump.PFNRange{{Start: 0, End: 1000}}, NrCPUs: 1, DumpLevel: 31,
 		FrozenAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Stop: 1500 * time.Microsecond,
 	}

@@ -49,7 +49,11 @@ func (m *Meta) validate() error {
 			return fmt.Errorf("utsname.%s: %w", names[i], errTooLongForUts)
 		}
 	}
-	// libkdumpfile takes the architecture from here, and drgn fails without it.
+	// libkdumpfile takes all of utsname for nonsense if release or version is empty, and then does not
+	// know the machine either; drgn fails with "Key has no value".
+	if m.Utsname.Release == "" || m.Utsname.Version == "" {
+		return errors.New("utsname.release or utsname.version is empty")
+	}
 	if m.Utsname.Machine != machineX86 {
 		return fmt.Errorf("utsname.machine is %q; only %s is supported", m.Utsname.Machine, machineX86)
 	}

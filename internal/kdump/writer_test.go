@@ -495,6 +495,7 @@ func checkFailed(t *testing.T, dev *memDevice, reason string) {
 func TestMetaIsChecked(t *testing.T) {
 	for name, change := range map[string]func(*Meta){
 		"no machine":         func(m *Meta) { m.Utsname.Machine = "" },
+		"no version":         func(m *Meta) { m.Utsname.Version = "" },
 		"long nodename":      func(m *Meta) { m.Utsname.Nodename = string(make([]byte, 65)) },
 		"no CPUs":            func(m *Meta) { m.NrCPUs = 0 },
 		"CPUs and notes":     func(m *Meta) { m.NrCPUs = 2 },

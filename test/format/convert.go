@@ -22,12 +22,13 @@ import (
 // image is a guest's memory as QEMU dumped it: an ELF core whose program headers
 // have physical addresses, every byte of RAM in it.
 type image struct {
-	file     *os.File
-	segments []elf.ProgHeader
-	meta     kdump.Meta
-	pfns     []uint64 // of RAM
-	lost     []uint64 // pages of zeros that the test says are lost
-	digest   [sha256.Size]byte
+	file         *os.File
+	segments     []elf.ProgHeader
+	meta         kdump.Meta
+	pfns         []uint64          // of RAM
+	digest       [sha256.Size]byte // of all pages in order
+	lost         []uint64          // pages of zeros that one of the dumps says are lost
+	digestOfRest [sha256.Size]byte // of all others
 }
 
 func openImage(path, hostname string) (*image, error) {
@@ -78,7 +79,7 @@ func (m *image) readNotes(hostname string) error {
 			m.meta.VMCoreInfoOffset = uint64(bytes.Index(m.meta.Notes, n.Desc))
 			m.meta.VMCoreInfoBytes = uint64(len(n.Desc))
 			info := kdump.ParseVMCoreInfo(n.Desc)
-			m.meta.Utsname = kdump.Utsname{Sysname: "Linux", Nodename: hostname, Release: info["OSRELEASE"], Machine: "x86_64"}
+			m.meta.Utsname = kdump.Utsname{Sysname: "Linux", Nodename: hostname, Release: info["OSRELEASE"], Version: "#1", Machine: "x86_64"}
 		}
 	}
 	if m.meta.VMCoreInfoBytes == 0 {
@@ -87,25 +88,28 @@ func (m *image) readNotes(hostname string) error {
 	return nil
 }
 
-// readPages chooses the pages to lose and takes a checksum of all others in order.
+// readPages chooses pages to lose, and takes checksums of all pages and of all others.
 func (m *image) readPages() error {
-	h := sha256.New()
+	all, rest := sha256.New(), sha256.New()
 	page, zero := make([]byte, kdump.PageSize), make([]byte, kdump.PageSize)
 	for i, pfn := range m.pfns {
 		if err := m.page(pfn, page); err != nil {
 			return err
 		}
+		_ = binary.Write(all, binary.LittleEndian, pfn)
+		all.Write(page)
 		if i%97 == 0 && len(m.lost) < 50 && bytes.Equal(page, zero) {
 			m.lost = append(m.lost, pfn)
 			continue
 		}
-		_ = binary.Write(h, binary.LittleEndian, pfn)
-		h.Write(page)
+		_ = binary.Write(rest, binary.LittleEndian, pfn)
+		rest.Write(page)
 	}
 	if len(m.lost) == 0 {
 		return errors.New("QEMU's dump has no page of zeros to lose")
 	}
-	h.Sum(m.digest[:0])
+	all.Sum(m.digest[:0])
+	rest.Sum(m.digestOfRest[:0])
 	return nil
 }
 
@@ -121,8 +125,8 @@ func (m *image) page(pfn uint64, b []byte) error {
 }
 
 // convert writes the image as a kdump-compressed dump, as an agent would: batches of pages in no
-// order, from several goroutines.
-func (m *image) convert(ctx context.Context, path string, codec kdump.Codec) (kdump.Summary, error) {
+// order, from several goroutines. The lost pages have no content.
+func (m *image) convert(ctx context.Context, path string, codec kdump.Codec, lose []uint64) (kdump.Summary, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return kdump.Summary{}, err
@@ -137,7 +141,7 @@ func (m *image) convert(ctx context.Context, path string, codec kdump.Codec) (kd
 		return kdump.Summary{}, err
 	}
 	lost := map[uint64]bool{}
-	for _, pfn := range m.lost {
+	for _, pfn := range lose {
 		lost[pfn] = true
 	}
 	const batch, readers = 128, 3
