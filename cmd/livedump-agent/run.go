@@ -174,7 +174,7 @@ func (r *runFlags) serve(manager ctrl.Manager, a *agent.Agent) error {
 		defer cancel()
 		select {
 		case s := <-signals:
-			r.log.Info("stopping", "signal", s.String(), "gracePeriod", r.gracePeriod)
+			r.log.Info("stopping", "signal", s.String(), "gracePeriod", r.gracePeriod.String())
 		case <-ctx.Done():
 			return
 		}

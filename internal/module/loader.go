@@ -137,7 +137,14 @@ func (l Loader) explain(err error, path, release string, info Info) error {
 
 // Unload takes the module out of the kernel. That it is not there is no error. ErrInUse.
 func (l Loader) Unload() error {
-	err := l.Kernel.Unload(Name)
+	loaded, err := l.Kernel.Loaded(Name)
+	if err != nil {
+		return fmt.Errorf("unloading %s: %w", Name, err)
+	}
+	if loaded == nil {
+		return nil // nothing is asked of a kernel that may have no modules at all
+	}
+	err = l.Kernel.Unload(Name)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil

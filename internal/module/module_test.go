@@ -222,10 +222,14 @@ func TestUnload(t *testing.T) {
 	for _, tc := range []struct{ errno, want error }{
 		{nil, nil}, {unix.ENOENT, nil}, {unix.EWOULDBLOCK, ErrInUse}, {unix.EBUSY, ErrInUse}, {unix.EPERM, unix.EPERM},
 	} {
-		err := Loader{Kernel: &fakeKernel{unloadErr: tc.errno}}.Unload()
+		err := Loader{Kernel: &fakeKernel{unloadErr: tc.errno, loaded: &Loaded{State: "live"}}}.Unload()
 		if !errors.Is(err, tc.want) || err != nil && tc.want == nil {
 			t.Errorf("%v: got %v, want %v", tc.errno, err, tc.want)
 		}
+	}
+	k := &fakeKernel{unloadErr: unix.ENOSYS}
+	if err := (Loader{Kernel: k}).Unload(); err != nil || len(k.calls) > 0 {
+		t.Errorf("nothing loaded: %v, calls %v", err, k.calls)
 	}
 }
 

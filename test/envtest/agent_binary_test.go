@@ -68,15 +68,15 @@ func TestAgentBinary(t *testing.T) {
 			t.Logf("the agent's output:\n%s", log.String())
 		}
 	})
-	start := func(a *agent) {
-		process = exec.Command(binary, "run", "--host-root=/", "--kubelet-dir="+kubelet, "--module-dir="+t.TempDir(), "--host-module-dir=",
-			"--health-address="+health)
-		process.Env = append(os.Environ(), "NODE_NAME="+w.node, "KUBECONFIG="+a.kubeconfig())
-		process.Stdout, process.Stderr = &log, &log
-		w.must(process.Start())
-		go func() { ended <- process.Wait() }()
-		eventually(t, func() error { _, err := get("http://"+health+"/readyz", "", http.StatusOK); return err })
-	}
+	// Its pod is there beforehand, as on a node with a resident agent.
+	a := w.startAgentOn(w.node)
+	process = exec.Command(binary, "run", "--host-root=/", "--kubelet-dir="+kubelet, "--module-dir="+t.TempDir(), "--host-module-dir=",
+		"--health-address="+health)
+	process.Env = append(os.Environ(), "NODE_NAME="+w.node, "KUBECONFIG="+a.kubeconfig())
+	process.Stdout, process.Stderr = &log, &log
+	w.must(process.Start())
+	go func() { ended <- process.Wait() }()
+	eventually(t, func() error { _, err := get("http://"+health+"/readyz", "", http.StatusOK); return err })
 
 	file := filepath.Join(t.TempDir(), "file")
 	w.must(os.WriteFile(file, []byte("precious"), 0o600))
@@ -102,10 +102,6 @@ func TestAgentBinary(t *testing.T) {
 			// The link is there before the agent sees the holder, as with a kubelet.
 			w := &world{t: t, ctx: t.Context(), node: w.node, claim: w.claim}
 			dump := w.create(strings.ReplaceAll(tc.name, " ", "-"), nil)
-			a := w.startAgent()
-			if process == nil {
-				start(a)
-			}
 			pod := w.awaitHolder(dump)
 			if tc.target != nil {
 				dir := filepath.Join(kubelet, "pods", string(pod.UID), "volumeDevices", "kubernetes.io~local-volume")
@@ -122,9 +118,6 @@ func TestAgentBinary(t *testing.T) {
 	}
 	if got, err := os.ReadFile(file); err != nil || string(got) != "precious" {
 		t.Errorf("the file: %q, %v", got, err)
-	}
-	if process == nil {
-		return // nothing ran
 	}
 	w.must(process.Process.Signal(syscall.SIGTERM))
 	if err := <-ended; err != nil {

@@ -127,7 +127,7 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 func nodeMemory() *sessiontest.Memory {
 	m := &sessiontest.Memory{Pages: map[uint64][]byte{}, Classes: map[uint64]session.Class{}, CPUs: 2,
 		VMCoreInfo: "OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=16777216\n",
-		Utsname:    session.Utsname{Sysname: "Linux", Nodename: "n", Release: "6.1.0-test", Machine: "x86_64"}}
+		Utsname:    session.Utsname{Sysname: "Linux", Nodename: "n", Release: "6.1.0-test", Version: "#1 SMP", Machine: "x86_64"}}
 	for pfn := uint64(256); pfn < 2256; pfn++ {
 		m.Pages[pfn] = []byte(fmt.Sprint("page ", pfn))
 		if pfn%10 == 0 {
