@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The controller, its chart, and their tests.
 
-VERSION ?= dev
-
 # envtest's default of 20 s is thin where a build goes on beside it.
 ENVTEST := KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=120s
 

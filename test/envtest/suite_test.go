@@ -229,7 +229,7 @@ func as(account string) *rest.Config {
 
 // waitFor polls until check passes; its error after the deadline is the check's last.
 func waitFor(ctx context.Context, check func() error) error {
-	const deadline = 30 * time.Second
+	const deadline = 120 * time.Second // a machine may be busy with a build
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	tick := time.NewTicker(25 * time.Millisecond)
