@@ -6,6 +6,8 @@ KERNEL ?= 6.1
 # Memory of the guest in MiB, and its virtual CPUs.
 RAM ?= 2048
 CPUS ?= 2
+# Not empty: only one dump and its judges.
+SHORT ?=
 
 .PHONY: kmod kmod-test kmod-check test-kernel test-harness judge-tools host-packages
 host-packages: ## Install the Debian packages that build and tests need
@@ -25,7 +27,7 @@ kmod-check: ## Build the modules with W=1 and sparse; any warning is an error
 
 test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB and CPUS without Kubernetes, judge the dump (out/kernel)
 	@CGO_ENABLED=0 go build -trimpath -o bin/workload ./test/workload
-	@go run ./test/kernel -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/kernel
+	@go run ./test/kernel -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/kernel $(if $(SHORT),-short)
 
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves

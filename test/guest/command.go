@@ -238,6 +238,9 @@ func (c *Cmd) Wait(ctx context.Context) error {
 	return nil
 }
 
+// Exited is closed when the command has ended, or nothing is known of it any more.
+func (c *Cmd) Exited() <-chan struct{} { return c.stream.done }
+
 // Run starts the command and waits for it.
 func (c *Cmd) Run(ctx context.Context) error {
 	if err := c.Start(ctx); err != nil {

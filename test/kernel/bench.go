@@ -331,3 +331,43 @@ func (b *bench) header() ([]byte, error) {
 	_, err = io.ReadFull(f, head)
 	return head, err
 }
+
+// eraseTarget makes the disk empty, as if it were new.
+func (b *bench) eraseTarget() error {
+	f, err := os.OpenFile(b.image, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, info.Size())
+	if err != nil {
+		return fmt.Errorf("erase the target: %w", err)
+	}
+	return nil
+}
+
+// waitForBytes waits until a command has written so much to the disk.
+func (b *bench) waitForBytes(ctx context.Context, c *guest.Cmd, bytes int64) error {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		var st unix.Stat_t
+		if err := unix.Stat(b.image, &st); err != nil {
+			return err
+		}
+		if st.Blocks*512 >= bytes {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-c.Exited():
+			return fmt.Errorf("the command ended with %d bytes on the disk, before %d were there", st.Blocks*512, bytes)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

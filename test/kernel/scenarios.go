@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -115,8 +114,8 @@ func checkReport(r *engine.Report) error {
 	return errors.Join(problems...)
 }
 
-// writingLine is the agent's word that pages are being written.
-var writingLine = regexp.MustCompile(`"step":"Writing","percent":\d+,"pages":[1-9]`)
+// midDump is how much of a dump must be on the disk before its process is killed.
+const midDump = 4 << 20
 
 // killed kills a dump process while memory is frozen and pages are being written,
 // and checks that the guest is as before and that the target is not a dump.
@@ -124,14 +123,17 @@ func (b *bench) killed(ctx context.Context, before state) error {
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
 	step("kill the dump process while memory is frozen")
+	if err := b.eraseTarget(); err != nil {
+		return err
+	}
 	c := b.guest.Command(guestAgent, "dump", "--device", guestDevice, "--module", guestModule, "--keep-module")
 	said := newTail()
 	c.Stdout, c.Stderr = said, said
 	if err := c.Start(ctx); err != nil {
 		return err
 	}
-	if _, err := said.wait(ctx, writingLine); err != nil {
-		return err
+	if err := b.waitForBytes(ctx, c, midDump); err != nil {
+		return fmt.Errorf("%w; the agent's last words: %s", err, said.lastLine())
 	}
 	if err := c.Kill(); err != nil {
 		return err
