@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"livedump.io/test/cluster"
 	"livedump.io/test/endtoend"
@@ -147,5 +148,9 @@ To stop it: make demo-stop
 		return err
 	}
 	<-ctx.Done()
-	return os.Remove(pidFile)
+	// Nobody reads this process's output any more.
+	why := fmt.Sprintf("stopped at %s: %v\n", time.Now().Format(time.RFC3339), context.Cause(ctx))
+	return errors.Join(
+		os.WriteFile(filepath.Join(bench.Options.Out, "log", "stopped.txt"), []byte(why), 0o644),
+		os.Remove(pidFile), os.Remove(enter))
 }
