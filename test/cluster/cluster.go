@@ -44,8 +44,9 @@ type Options struct {
 	CPUs      int
 	// Disks are the node's further disks, /dev/vdb and on.
 	Disks []guest.Disk
-	// Images are archives for the node's container runtime.
-	Images []string
+	// Images is an archive of the images for the node's container runtime,
+	// PauseImage among them.
+	Images string
 	// Console is the file for what the node's kernel prints.
 	Console string
 	// Progress is told what is being done.

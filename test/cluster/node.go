@@ -18,7 +18,7 @@ import (
 )
 
 // PauseImage is the reference that the container runtime is configured to take
-// sandboxes from; an archive of it must be among Options.Images.
+// sandboxes from; it must be among Options.Images.
 const PauseImage = "livedump.test/pause:1"
 
 const (
@@ -26,7 +26,7 @@ const (
 	podRange     = "10.88.0.0/24"
 	kubeletPort  = "10250"
 	criSocket    = "/run/containerd/containerd.sock"
-	imageDir     = "/opt/images"
+	imagesFile   = "/opt/images.tar"
 )
 
 // nodeModules are what the container runtime and the rules below need of the
@@ -78,22 +78,19 @@ func (c *Cluster) startNode(ctx context.Context) error {
 	if err := c.startInGuest(ctx, "containerd", "/usr/bin/containerd", "--config=/etc/containerd/config.toml"); err != nil {
 		return err
 	}
+	// Starting a program is slow in the guest, so it is not ctr that is tried again and again.
 	if err := Poll(ctx, "containerd in the guest", readyWithin, func(ctx context.Context) (bool, string, error) {
-		_, err := c.Guest.Run(ctx, "ctr", "-a", criSocket, "version")
+		_, err := c.Guest.Run(ctx, "test", "-S", criSocket)
 		return err == nil, "", err
 	}); err != nil {
 		return err
 	}
-	for _, archive := range c.options.Images {
-		if _, err := c.Guest.Run(ctx, "ctr", "-a", criSocket, "-n", "k8s.io", "images", "import", inGuest(archive)); err != nil {
-			return fmt.Errorf("import the image %s: %w", archive, err)
-		}
+	if _, err := c.Guest.Run(ctx, "ctr", "-a", criSocket, "--connect-timeout=60s", "-n", "k8s.io", "images", "import", imagesFile); err != nil {
+		return fmt.Errorf("import the images: %w", err)
 	}
 	return c.startInGuest(ctx, "kubelet", "/usr/bin/kubelet", "--config=/etc/kubernetes/kubelet.yaml",
 		"--kubeconfig=/etc/kubernetes/kubelet.kubeconfig", "--hostname-override="+c.options.NodeName, "--node-ip="+guestAddress)
 }
-
-func inGuest(archive string) string { return path.Join(imageDir, filepath.Base(archive)) }
 
 func (c *Cluster) startInGuest(ctx context.Context, name string, argv ...string) error {
 	command := c.Guest.Command(argv...)
@@ -187,10 +184,8 @@ func (c *Cluster) nodeFiles() ([]guest.File, error) {
 		// The kubelet reports it; guests may all be alike as there is one per cluster.
 		guest.File{Path: "/etc/machine-id", Data: bytes.Repeat([]byte("5"), 32)},
 		guest.File{Path: "/etc/resolv.conf"},
+		guest.File{Path: imagesFile, Source: c.options.Images},
 	)
-	for _, archive := range c.options.Images {
-		files = append(files, guest.File{Path: inGuest(archive), Source: archive})
-	}
 	return files, nil
 }
 

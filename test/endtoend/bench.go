@@ -91,7 +91,7 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 	if b.kernel, err = guest.FetchKernel(ctx, o.Kernel); err != nil {
 		return ctx, err
 	}
-	archives, err := b.buildImages()
+	archive, err := b.buildImages()
 	if err != nil {
 		return ctx, err
 	}
@@ -112,7 +112,7 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 			{Image: b.Target, Serial: "livedump-target"},
 			{Image: b.SmallTarget, Serial: "livedump-small"},
 		},
-		Images: archives, Progress: b.Step,
+		Images: archive, Progress: b.Step,
 		Console: filepath.Join(o.Out, "guest.log"),
 	})
 	if err != nil {
@@ -123,39 +123,31 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 
 // buildImages puts this tree's binaries into images: what the Dockerfile's final
 // stages hold, with the module for the node's kernel in the agent's.
-func (b *Bench) buildImages() ([]string, error) {
+func (b *Bench) buildImages() (archive string, err error) {
 	bin := func(name string) string { return filepath.Join(b.Options.Root, "bin", name) }
-	images := []struct {
-		archive string
-		image   image.Image
-	}{
-		{"pause", image.Image{Reference: cluster.PauseImage, User: "65535:65535",
-			Files: map[string]string{"/pause": bin("test/pause")}, Entrypoint: []string{"/pause"}}},
-		{"workload", image.Image{Reference: workloadImage,
-			Files: map[string]string{"/workload": bin("test/workload")}, Directories: []string{"/tmp"}, Entrypoint: []string{"/workload"}}},
-		{"controller", image.Image{Reference: controllerImage + ":" + imageTag, User: "65532:65532",
+	archive = filepath.Join(b.Options.State, "images.tar")
+	return archive, image.WriteArchive(archive,
+		image.Image{
+			Reference: cluster.PauseImage, User: "65535:65535",
+			Files: map[string]string{"/pause": bin("test/pause")}, Entrypoint: []string{"/pause"},
+		},
+		image.Image{
+			Reference: workloadImage, Directories: []string{"/tmp"},
+			Files: map[string]string{"/workload": bin("test/workload")}, Entrypoint: []string{"/workload"},
+		},
+		image.Image{
+			Reference: controllerImage + ":" + imageTag, User: "65532:65532",
 			Files:      map[string]string{"/livedump-controller": bin("livedump-controller")},
-			Entrypoint: []string{"/livedump-controller"}}},
-		{"agent", image.Image{Reference: agentImage + ":" + imageTag,
+			Entrypoint: []string{"/livedump-controller"},
+		},
+		image.Image{
+			Reference: agentImage + ":" + imageTag,
 			Files: map[string]string{
 				"/livedump-agent": bin("livedump-agent"),
-				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": filepath.Join(b.Options.Root, "bin/kmod", b.kernel.Release, "livedump.ko"),
+				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": bin("kmod/" + b.kernel.Release + "/livedump.ko"),
 			},
-			Entrypoint: []string{"/livedump-agent"}}},
-	}
-	dir := filepath.Join(b.Options.State, "images")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	var archives []string
-	for _, i := range images {
-		archive := filepath.Join(dir, i.archive+".tar")
-		if err := i.image.WriteArchive(archive); err != nil {
-			return nil, err
-		}
-		archives = append(archives, archive)
-	}
-	return archives, nil
+			Entrypoint: []string{"/livedump-agent"},
+		})
 }
 
 // install installs the chart and waits until the controller is available.

@@ -118,6 +118,8 @@ func (b *Bench) badTargets(ctx context.Context) error {
 		{name: "missing-claim", node: NodeName, claim: "no-such-claim", reason: livedumpv1alpha1.ReasonTargetNotFound, says: "no-such-claim"},
 		{name: "filesystem-claim", node: NodeName, claim: "filesystem-claim", reason: livedumpv1alpha1.ReasonTargetWrongMode, says: "Filesystem"},
 		{name: "small-claim", node: NodeName, claim: "small-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "small-claim"},
+		// Only the agent sees the device itself.
+		{name: "false-capacity", node: NodeName, claim: "false-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "bytes"},
 		{name: "used-claim", node: NodeName, claim: ClaimName, reason: livedumpv1alpha1.ReasonTargetInUse, says: "claim-user", user: "claim-user"},
 	} {
 		if c.user != "" {
@@ -186,18 +188,22 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	}
 	class, block, filesystem := "dump-disks", corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem
 	small := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(smallTargetMiB<<20, resource.BinarySI)}
-	volume := &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: "node-1-small-disk"},
-		Spec: corev1.PersistentVolumeSpec{
-			Capacity: small, VolumeMode: &block, StorageClassName: class,
-			AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
-			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/dev/vdc"}},
-			ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: Namespace, Name: "small-claim"},
-			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{NodeName}}},
-			}}}},
-		},
+	// Both volumes are the small disk; the second claims to be as big as the target.
+	big := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(targetMiB<<20, resource.BinarySI)}
+	volume := func(name string, capacity corev1.ResourceList, claim string) *corev1.PersistentVolume {
+		return &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: corev1.PersistentVolumeSpec{
+				Capacity: capacity, VolumeMode: &block, StorageClassName: class,
+				AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+				PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/dev/vdc"}},
+				ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: Namespace, Name: claim},
+				NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+					MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{NodeName}}},
+				}}}},
+			},
+		}
 	}
 	claim := func(name string, mode corev1.PersistentVolumeMode, volume string) *corev1.PersistentVolumeClaim {
 		return &corev1.PersistentVolumeClaim{
@@ -209,7 +215,11 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 			},
 		}
 	}
-	for _, object := range []client.Object{volume, claim("small-claim", block, volume.Name), claim("filesystem-claim", filesystem, "")} {
+	for _, object := range []client.Object{
+		volume("node-1-small-disk", small, "small-claim"), claim("small-claim", block, "node-1-small-disk"),
+		volume("node-1-false-disk", big, "false-claim"), claim("false-claim", block, "node-1-false-disk"),
+		claim("filesystem-claim", filesystem, ""),
+	} {
 		if err := b.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %s: %w", object.GetName(), err)
 		}

@@ -37,45 +37,55 @@ type Image struct {
 	User string
 }
 
-// WriteArchive writes the image as an archive that `ctr images import` takes.
-// It fails if the image names no tag, the entrypoint is not among the files or
-// a file cannot be read.
-func (i Image) WriteArchive(archive string) error {
+// WriteArchive writes images as one archive that `ctr images import` takes. It
+// fails if an image names no tag, its entrypoint is not among its files or a
+// file cannot be read.
+func WriteArchive(archive string, images ...Image) error {
+	built := map[name.Tag]v1.Image{}
+	for _, i := range images {
+		tag, img, err := i.build()
+		if err != nil {
+			return fmt.Errorf("image %q: %w", i.Reference, err)
+		}
+		built[tag] = img
+	}
+	if err := tarball.MultiWriteToFile(archive, built); err != nil {
+		return fmt.Errorf("write images to %s: %w", archive, err)
+	}
+	return nil
+}
+
+func (i Image) build() (name.Tag, v1.Image, error) {
 	tag, err := name.NewTag(i.Reference, name.StrictValidation)
 	if err != nil {
-		return fmt.Errorf("image %q: %w", i.Reference, err)
+		return tag, nil, err
 	}
 	if len(i.Entrypoint) == 0 || i.Files[i.Entrypoint[0]] == "" {
-		return fmt.Errorf("image %s: the entrypoint %q is not one of its files", i.Reference, i.Entrypoint)
+		return tag, nil, fmt.Errorf("the entrypoint %q is not one of its files", i.Entrypoint)
 	}
 	content, err := i.layer()
 	if err != nil {
-		return fmt.Errorf("image %s: %w", i.Reference, err)
+		return tag, nil, err
 	}
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(content)), nil
 	})
 	if err != nil {
-		return fmt.Errorf("image %s: %w", i.Reference, err)
+		return tag, nil, err
 	}
 	img, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
-		return fmt.Errorf("image %s: %w", i.Reference, err)
+		return tag, nil, err
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
-		return fmt.Errorf("image %s: %w", i.Reference, err)
+		return tag, nil, err
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", "amd64"
 	config.Config = v1.Config{Entrypoint: i.Entrypoint, User: i.User, Env: []string{"PATH=/"}}
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		return fmt.Errorf("image %s: %w", i.Reference, err)
-	}
-	if err := tarball.WriteToFile(archive, tag, img); err != nil {
-		return fmt.Errorf("image %s: write %s: %w", i.Reference, archive, err)
-	}
-	return nil
+	img, err = mutate.ConfigFile(img, config)
+	return tag, img, err
 }
 
 // layer is the image's only layer: a tar with every parent directory before its

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
@@ -20,15 +21,21 @@ func TestArchiveHoldsWhatWasAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	archive := filepath.Join(dir, "image.tar")
-	err := Image{
+	err := WriteArchive(archive, Image{
 		Reference: "livedump.test/image:1", User: "1:2", Entrypoint: []string{"/bin/program", "-x"},
 		Files: map[string]string{"/bin/program": program}, Directories: []string{"/tmp"},
-	}.WriteArchive(archive)
+	}, Image{
+		Reference: "livedump.test/other:1", Entrypoint: []string{"/program"}, Files: map[string]string{"/program": program},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	img, err := tarball.ImageFromPath(archive, nil)
+	tag, err := name.NewTag("livedump.test/image:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := tarball.ImageFromPath(archive, &tag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +91,7 @@ func TestImpossibleImagesAreRefused(t *testing.T) {
 		"file not there":        {Reference: "livedump.test/image:1", Files: map[string]string{"/program": program + "x"}, Entrypoint: []string{"/program"}},
 		"relative path":         {Reference: "livedump.test/image:1", Files: map[string]string{"program": program}, Entrypoint: []string{"program"}},
 	} {
-		if err := i.WriteArchive(filepath.Join(dir, "image.tar")); err == nil {
+		if err := WriteArchive(filepath.Join(dir, "image.tar"), i); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

@@ -168,9 +168,10 @@ func inside(state string, body func(context.Context, *Environment) int) (int, er
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	env := &Environment{State: state, HostPID: hostPID, keep: os.NewFile(keepFD, "keep"), kept: make(chan struct{})}
+	orphaned := make(chan struct{})
 	go func() {
-		lifeline := os.NewFile(lifelineFD, "lifeline")
-		_, _ = io.Copy(io.Discard, lifeline)
+		_, _ = io.Copy(io.Discard, os.NewFile(lifelineFD, "lifeline"))
+		close(orphaned)
 		select {
 		case <-env.kept:
 		default:
@@ -179,7 +180,7 @@ func inside(state string, body func(context.Context, *Environment) int) (int, er
 	}()
 	status := body(ctx, env)
 	select {
-	case <-env.kept:
+	case <-orphaned:
 		// Nobody waits for this process any more, so nobody else would remove it.
 		_ = os.RemoveAll(state)
 	default:
