@@ -165,7 +165,9 @@ int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 		if (!entry_touches(r, va, level))
 			continue;
 		v = READ_ONCE(table[i]);
-		if (!(v & _PAGE_PRESENT) || is_leaf(v, level))
+		/* A table lies in RAM; what does not is no table any more. */
+		if (!(v & _PAGE_PRESENT) || is_leaf(v, level) ||
+		    !ld_page_is_ram((v & PTE_PFN_MASK) >> PAGE_SHIFT))
 			continue;
 		err = add((v & PTE_PFN_MASK) >> PAGE_SHIFT);
 		if (!err && level > LEVEL_PMD)
@@ -311,6 +313,7 @@ int ld_add_leaf_tables(int (*add)(unsigned long pfn))
 		err = ld_add_tables(r[i], top_table(), top_level(), top_base(), add);
 	return err;
 }
+
 /*
  * Finds what to protect in the stop.  Splitting for the plan makes new tables,
  * but those come from the reserve, which is hot already; so one pass is

@@ -67,17 +67,25 @@ static void count_marks(ld_entry *e, ld_entry v, int level, unsigned long va, vo
 		++*(unsigned long *)arg;
 }
 
+/*
+ * At their leaves only pages that could not be executed are protected.  One that can
+ * be now was made read-only and executable by the kernel meanwhile: so it stays.
+ */
+static bool made_executable(ld_entry v, int level, unsigned long va)
+{
+	return is_leaf(v, level) && !(v & _PAGE_NX) &&
+	       !entry_touches(&ld_direct_map, va, level) &&
+	       !entry_touches(&ld_vmemmap, va, level);
+}
+
 static void unmark(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
 {
 	while (v & E_MARKS) {
 		ld_entry n = v & ~E_MARKS;
 		ld_entry was;
 
-		/*
-		 * In a released entry RW is the kernel's business again, and so is one
-		 * that it has made executable meanwhile: that must not be writable.
-		 */
-		if (is_protected(v) && !(is_leaf(v, level) && !(v & _PAGE_NX)))
+		/* In a released entry RW is the kernel's business again. */
+		if (is_protected(v) && !made_executable(v, level, va))
 			n |= _PAGE_RW;
 		if ((v & E_DIRTY) && (n & _PAGE_RW))
 			n |= _PAGE_DIRTY;
