@@ -134,7 +134,8 @@ func (b *Bench) takeDump(ctx context.Context, dump *livedumpv1alpha1.LiveDump, n
 	if err != nil {
 		return "", err
 	}
-	b.Step("copied the dump off the disk: its SHA-256 is right; livedump verify: %s", lastLine(out))
+	verdict, _, _ := strings.Cut(strings.TrimPrefix(out, file+": "), "\n")
+	b.Step("copied the dump off the disk: its SHA-256 is right; livedump verify says %s", verdict)
 	return file, nil
 }
 

@@ -66,11 +66,6 @@ func lineWith(message, says string) string {
 	return message
 }
 
-func lastLine(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.TrimSpace(lines[len(lines)-1])
-}
-
 func (b *Bench) create(ctx context.Context, name, node, claim string) error {
 	dump := &livedumpv1alpha1.LiveDump{
 		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name},
@@ -178,12 +173,14 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	if err := b.Client.Create(ctx, node); err != nil {
 		return err
 	}
+	// A patch, for the controllers of nodes write to it too.
+	unpatched := node.DeepCopy()
 	node.Status = corev1.NodeStatus{
 		Capacity:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("2Gi"), corev1.ResourceCPU: resource.MustParse("2")},
 		NodeInfo:   corev1.NodeSystemInfo{Architecture: "arm64", OperatingSystem: "linux"},
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
 	}
-	if err := b.Client.Status().Update(ctx, node); err != nil {
+	if err := b.Client.Status().Patch(ctx, node, client.MergeFrom(unpatched)); err != nil {
 		return err
 	}
 	class, block, filesystem := "dump-disks", corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem
