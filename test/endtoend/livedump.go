@@ -69,7 +69,8 @@ func (b *Bench) Follow(ctx context.Context, name, what string, there func(*lived
 	})
 }
 
-// summary is the first condition that is not True, with what it says, and the progress.
+// summary is what to know of a LiveDump in a line: its end, what the agent is
+// doing, or else the first condition that is not True.
 func summary(dump *livedumpv1alpha1.LiveDump) string {
 	line := "accepted by nobody yet"
 	for _, kind := range []string{
@@ -84,7 +85,8 @@ func summary(dump *livedumpv1alpha1.LiveDump) string {
 		if terminal || c.Status != metav1.ConditionTrue || line == "accepted by nobody yet" {
 			line = fmt.Sprintf("%s=%s %s: %s", kind, c.Status, c.Reason, c.Message)
 		}
-		if terminal {
+		atWork := kind == livedumpv1alpha1.ConditionCaptured && c.Reason == livedumpv1alpha1.ReasonRunning
+		if terminal || atWork {
 			break
 		}
 	}
