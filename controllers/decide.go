@@ -14,7 +14,7 @@ import (
 const (
 	// safetyLook is the longest time without a look at a LiveDump that has not ended, for
 	// what no watch reports (another pod that takes the claim, say).
-	safetyLook = 30 * time.Second
+	safetyLook = 10 * time.Second
 
 	// agentGrace is how long after the deadline an agent at work may take to report by
 	// itself; its report says more than the controller can know.

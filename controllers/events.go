@@ -3,6 +3,8 @@
 package controllers
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +19,17 @@ var told = []struct{ conditionType, action string }{
 	{v1alpha1.ConditionTargetReady, "AttachTarget"},
 	{v1alpha1.ConditionAgentReady, "PlaceAgent"},
 	{v1alpha1.ConditionSucceeded, "End"},
+}
+
+// longestNote is what the API server takes of an event's note, in bytes; a condition has room for more.
+const longestNote = 1024
+
+// record records one event about the LiveDump.
+func (r *LiveDumpReconciler) record(dump *v1alpha1.LiveDump, eventType, reason, action, note string) {
+	if len(note) > longestNote {
+		note = strings.ToValidUTF8(note[:longestNote], "")
+	}
+	r.Recorder.Eventf(dump, nil, eventType, reason, action, "%s", note)
 }
 
 // tell records an event for each step from the status before to the one after.
@@ -36,9 +49,9 @@ func (r *LiveDumpReconciler) tell(before *v1alpha1.LiveDump, after v1alpha1.Live
 		case is.Status == metav1.ConditionFalse && t.conditionType != v1alpha1.ConditionSucceeded:
 			// its reason comes with the end
 		case is.Status == metav1.ConditionFalse:
-			r.Recorder.Eventf(before, nil, corev1.EventTypeWarning, is.Reason, t.action, "%s", is.Message)
+			r.record(before, corev1.EventTypeWarning, is.Reason, t.action, is.Message)
 		default:
-			r.Recorder.Eventf(before, nil, corev1.EventTypeNormal, is.Reason, t.action, "%s", is.Message)
+			r.record(before, corev1.EventTypeNormal, is.Reason, t.action, is.Message)
 		}
 	}
 }

@@ -269,6 +269,7 @@ type Result struct {
 }
 
 // LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more.
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.conditions) || !oldSelf.conditions.exists(c, c.type == 'Succeeded' && c.status != 'Unknown') || self == oldSelf",message="the LiveDump has ended; its status does not change any more"
 type LiveDumpStatus struct {
 	// conditions: Accepted, TargetReady, AgentReady, ModuleLoaded, Captured, Succeeded.
 	// +optional

@@ -87,12 +87,10 @@ func TestBinary(t *testing.T) {
 
 	url := "https://" + metrics + "/metrics"
 	eventually(t, func() error { _, err := get(url, "", http.StatusUnauthorized); return err })
-	scraper := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: otherNamespace, Name: "scraper"}}
-	w.must(admin.Create(t.Context(), scraper))
-	token := w.token(scraper)
-	if _, err := get(url, token, http.StatusForbidden); err != nil {
+	if _, err := get(url, w.token(w.account("stranger")), http.StatusForbidden); err != nil {
 		t.Errorf("metrics for an account without the right: %v", err)
 	}
+	token := w.token(w.account("scraper"))
 	w.must(admin.Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "scraper"},
 		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: releaseNamespace + "-livedump-metrics"},
 		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: otherNamespace, Name: "scraper"}}}))
@@ -155,6 +153,13 @@ func get(url, token string, status int) (string, error) {
 		return "", fmt.Errorf("%s: served by %s", url, response.Proto)
 	}
 	return string(body), nil
+}
+
+func (w *world) account(name string) *corev1.ServiceAccount {
+	w.t.Helper()
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: otherNamespace, Name: name}}
+	w.must(admin.Create(w.ctx, account))
+	return account
 }
 
 func (w *world) token(account *corev1.ServiceAccount) string {

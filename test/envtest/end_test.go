@@ -5,12 +5,15 @@
 package envtest
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -239,6 +242,38 @@ func TestFailedHolderIsReplaced(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// What keeps the holder from being created is the user's to mend, so it is told on the LiveDump;
+// the agent's words may be longer than an event takes.
+func TestEventsOfTrouble(t *testing.T) {
+	w := newWorld(t)
+	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: dumpNamespace, Name: "no-pods"},
+		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}}}
+	w.must(admin.Create(w.ctx, quota))
+	quota.Status.Hard = quota.Spec.Hard
+	quota.Status.Used = corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}
+	w.must(admin.Status().Update(w.ctx, quota))
+	t.Cleanup(func() {
+		if err := client.IgnoreNotFound(admin.Delete(context.Background(), quota)); err != nil {
+			t.Error(err)
+		}
+	})
+	// The quota is in force once the API server has seen it.
+	eventually(t, func() error {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: dumpNamespace, Name: "probe"}, Spec: userPodSpec("c")}
+		if err := admin.Create(w.ctx, pod, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "quota") {
+			return fmt.Errorf("no quota yet: %v", err)
+		}
+		return nil
+	})
+	dump := w.create("dump", nil)
+	w.awaitEvents(dump, "HolderNotCreated")
+	w.must(admin.Delete(w.ctx, quota))
+
+	a := w.begin(dump)
+	w.must(a.report(dump, gaveUp(v1alpha1.ReasonIOError, strings.Repeat("é", 2000))))
+	w.awaitEvents(dump, v1alpha1.ReasonIOError)
 }
 
 // An agent's word is checked where it can be.

@@ -129,16 +129,7 @@ func TestClaimTakenBeforeTheAgentBegins(t *testing.T) {
 // createUser makes a pod with the world's claim.
 func (w *world) createUser(name string, phase corev1.PodPhase) {
 	w.t.Helper()
-	// By the rules of the namespace, as any tenant's pod.
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: dumpNamespace, Name: name}, Spec: corev1.PodSpec{
-		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: new(true), RunAsUser: new(int64(1000)),
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-		Containers: []corev1.Container{{Name: "c", Image: "example.test/c:1",
-			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
-			VolumeDevices:   []corev1.VolumeDevice{{Name: "d", DevicePath: "/dev/x"}}}},
-		Volumes: []corev1.Volume{{Name: "d", VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: w.claim}}}},
-	}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: dumpNamespace, Name: name}, Spec: userPodSpec(w.claim)}
 	w.must(admin.Create(w.ctx, pod))
 	w.t.Cleanup(func() {
 		if err := client.IgnoreNotFound(admin.Delete(context.Background(), pod, client.GracePeriodSeconds(0))); err != nil {
@@ -148,5 +139,18 @@ func (w *world) createUser(name string, phase corev1.PodPhase) {
 	if phase != "" {
 		pod.Status.Phase = phase
 		w.must(admin.Status().Update(w.ctx, pod))
+	}
+}
+
+// userPodSpec is a pod with a block claim, by the rules of the namespace.
+func userPodSpec(claim string) corev1.PodSpec {
+	return corev1.PodSpec{
+		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: new(true), RunAsUser: new(int64(1000)),
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		Containers: []corev1.Container{{Name: "c", Image: "example.test/c:1",
+			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+			VolumeDevices:   []corev1.VolumeDevice{{Name: "d", DevicePath: "/dev/x"}}}},
+		Volumes: []corev1.Volume{{Name: "d", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}},
 	}
 }

@@ -31,7 +31,7 @@ import (
 )
 
 func stderrLogger() logr.Logger {
-	return funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{Verbosity: 1})
+	return funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{Verbosity: 1, LogTimestamp: true})
 }
 
 // world is one test's node, claim and what plays the node's part. Names are the test's own,
