@@ -69,8 +69,11 @@ type Cluster struct {
 	tools     Tools
 	pki       *authority
 	processes []*process
-	progress  func(string, ...any)
-	fail      context.CancelCauseFunc
+	endGuest  context.CancelFunc
+	// guestServers are those that were started in the guest.
+	guestServers []string
+	progress     func(string, ...any)
+	fail         context.CancelCauseFunc
 }
 
 // Start starts a cluster and returns when its node is ready. The context that
@@ -147,7 +150,7 @@ func (c *Cluster) Stop() error {
 	defer cancel()
 	var errs []error
 	if c.Guest != nil {
-		for _, name := range []string{"containerd", "kubelet"} {
+		for _, name := range c.guestServers {
 			if err := c.saveGuestLog(ctx, name); err != nil {
 				errs = append(errs, err)
 			}
@@ -156,6 +159,9 @@ func (c *Cluster) Stop() error {
 	c.fail(errors.New("the cluster is being stopped"))
 	if c.Guest != nil {
 		errs = append(errs, c.Guest.Stop())
+	}
+	if c.endGuest != nil {
+		c.endGuest()
 	}
 	// In the reverse order of starting: nobody is left without what it talks to.
 	for i := len(c.processes) - 1; i >= 0; i-- {

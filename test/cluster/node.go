@@ -48,7 +48,12 @@ func (c *Cluster) startNode(ctx context.Context) error {
 	if err := guest.BuildDisk(ctx, disk, 8<<10, files); err != nil {
 		return fmt.Errorf("node's root disk: %w", err)
 	}
-	c.Guest, err = guest.Start(ctx, guest.Config{
+	// Booting ends with ctx, but once it is up the guest lives until Stop: it has
+	// logs to save.
+	lifetime, end := context.WithCancel(context.WithoutCancel(ctx))
+	c.endGuest = end
+	booted := context.AfterFunc(ctx, end)
+	c.Guest, err = guest.Start(lifetime, guest.Config{
 		Kernel: c.options.Kernel, Dir: filepath.Join(c.dir, "guest"), Console: c.options.Console,
 		MemoryMiB: c.options.MemoryMiB, CPUs: c.options.CPUs,
 		RootDisk: disk, Disks: c.options.Disks, Modules: nodeModules,
@@ -60,6 +65,7 @@ func (c *Cluster) startNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("boot the node: %w", err)
 	}
+	booted()
 	go func() {
 		select {
 		case <-ctx.Done():
@@ -98,6 +104,7 @@ func (c *Cluster) startInGuest(ctx context.Context, name string, argv ...string)
 	if err := command.Start(ctx); err != nil {
 		return err
 	}
+	c.guestServers = append(c.guestServers, name)
 	go func() {
 		err := command.Wait(ctx)
 		if ctx.Err() != nil {

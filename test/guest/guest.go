@@ -160,9 +160,11 @@ func Start(ctx context.Context, config Config) (g *Guest, err error) {
 	} else if err := os.MkdirAll(g.dir, 0o755); err != nil {
 		return nil, err
 	}
+	// Not g: a return of nil and an error has set it to nil by then.
+	begun := g
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, g.Stop())
+			err = errors.Join(err, begun.Stop())
 		}
 	}()
 
