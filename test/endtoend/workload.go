@@ -23,8 +23,18 @@ import (
 
 const workloadName = "workload"
 
-// workloadProgram is the process's name on the node.
-const workloadProgram = "workload"
+// endScript sends SIGTERM to the workload. Its children have its name; the
+// process with the parked thread is the one that starts them.
+const endScript = `
+for comm in /proc/[0-9]*/task/[0-9]*/comm; do
+	read -r name < "$comm" || continue
+	[ "$name" = ` + parkedName + ` ] || continue
+	pid=${comm#/proc/}
+	kill -TERM "${pid%%/*}" && exit
+done 2>/dev/null
+echo "there is no thread ` + parkedName + `" >&2
+exit 1
+`
 
 // StartWorkload starts the workload as a pod and returns when each of its
 // checks has passed at least once.
@@ -124,8 +134,8 @@ func (b *Bench) AwaitWorkload(ctx context.Context, since WorkloadCounts) error {
 // EndWorkload asks the workload to end and to say whether all its checks passed.
 // Its log goes to the log directory; its pod is deleted.
 func (b *Bench) EndWorkload(ctx context.Context) error {
-	// The pod is kept, so that exit status and log can still be read.
-	if _, err := b.Guest.Run(ctx, "sh", "-c", "kill -TERM $(pidof "+workloadProgram+")"); err != nil {
+	// A signal and not a deletion: exit status and log are still to be read.
+	if _, err := b.Guest.Run(ctx, "sh", "-c", endScript); err != nil {
 		return fmt.Errorf("end the workload: %w", err)
 	}
 	err := cluster.Poll(ctx, "the end of the workload", 2*time.Minute, func(ctx context.Context) (bool, string, error) {
