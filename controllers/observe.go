@@ -63,8 +63,20 @@ func (r *LiveDumpReconciler) observe(ctx context.Context, name types.NamespacedN
 			return nil, err
 		}
 	}
-	// Last, so that nothing that was read is from after it.
-	o.now = r.Clock.Now()
+	// Once more, and last: an agent at work writes every second, and on a busy node the reads
+	// above may take longer. Were the LiveDump as old as the first of them, every write of the
+	// controller would come too late.
+	latest, err := get(ctx, r.Reader, name, &v1alpha1.LiveDump{})
+	if err != nil {
+		return nil, fmt.Errorf("reading LiveDump: %w", err)
+	}
+	if latest == nil {
+		return nil, nil
+	}
+	if latest.UID != dump.UID {
+		return nil, fmt.Errorf("LiveDump %s was created anew while it was looked at", name)
+	}
+	o.dump, o.now = latest, r.Clock.Now()
 	return o, nil
 }
 

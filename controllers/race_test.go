@@ -24,13 +24,6 @@ import (
 // The user cancels and, between the controller's look and its verdict that the agent has
 // not begun, the agent begins. The verdict must not stand, for memory is frozen now.
 func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
-	scheme := runtime.NewScheme()
-	if err := clientgoscheme.AddToScheme(scheme); err != nil {
-		t.Fatal(err)
-	}
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		t.Fatal(err)
-	}
 	o := fresh()
 	o.proceed()
 	o.withHolder().proceed()
@@ -39,40 +32,21 @@ func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
 	o.claim.Namespace, o.holder.Namespace = "dumps", "dumps"
 
 	begins := true
-	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.LiveDump{}).
-		WithIndex(&corev1.Pod{}, "spec.nodeName", func(object client.Object) []string { return []string{object.(*corev1.Pod).Spec.NodeName} }).
-		WithObjects(o.dump, o.node, o.claim, o.volume, o.holder).
-		WithInterceptorFuncs(interceptor.Funcs{
-			SubResourceApply: func(ctx context.Context, c client.Client, sub string, apply runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {
-				if begins {
-					begins = false
-					dump := &v1alpha1.LiveDump{}
-					if err := c.Get(ctx, client.ObjectKeyFromObject(o.dump), dump); err != nil {
-						return err
-					}
-					agent := &observation{dump: dump}
-					agent.report(metav1.ConditionUnknown, v1alpha1.ReasonRunning)
-					if err := c.Status().Update(ctx, dump); err != nil {
-						return err
-					}
-				}
-				return c.SubResource(sub).Apply(ctx, apply, opts...)
-			},
-		}).Build()
-	selector, err := labels.Parse(ComponentLabel + "=agent")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &LiveDumpReconciler{
-		Config: Config{Namespaces: []string{"dumps"}, AgentNamespace: "livedump-system", AgentSelector: selector, HolderImage: "image"},
-		Client: c, Reader: c, Recorder: events.NewFakeRecorder(10), Clock: clocktesting.NewFakePassiveClock(start),
-	}
+	r := reconcilerOf(t, o, interceptor.Funcs{
+		SubResourceApply: func(ctx context.Context, c client.Client, sub string, apply runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {
+			if begins {
+				begins = false
+				agentWrites(t, c, o.dump)
+			}
+			return c.SubResource(sub).Apply(ctx, apply, opts...)
+		},
+	})
 	result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(o.dump)})
 	if err != nil || result.RequeueAfter != conflictRetry {
 		t.Errorf("after a lost race: %+v, %v", result, err)
 	}
 	dump := &v1alpha1.LiveDump{}
-	if err := c.Get(t.Context(), client.ObjectKeyFromObject(o.dump), dump); err != nil {
+	if err := r.Reader.Get(t.Context(), client.ObjectKeyFromObject(o.dump), dump); err != nil {
 		t.Fatal(err)
 	}
 	if ended(dump) || !begun(dump) {
@@ -80,5 +54,68 @@ func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
 	}
 	if begins {
 		t.Error("the agent never began: the test shows nothing")
+	}
+}
+
+// An agent that writes during every look must not keep the controller from ever writing.
+func TestWritesOfTheAgentDoNotStarveTheController(t *testing.T) {
+	o := running()
+	o.dump.Finalizers = []string{Finalizer}
+	o.claim.Namespace, o.holder.Namespace = "dumps", "dumps"
+	writes := 0
+	r := reconcilerOf(t, o, interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			agentWrites(t, c, o.dump)
+			writes++
+			return c.List(ctx, list, opts...)
+		},
+	})
+	if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(o.dump)}); err != nil {
+		t.Fatal(err)
+	}
+	dump := &v1alpha1.LiveDump{}
+	if err := r.Reader.Get(t.Context(), client.ObjectKeyFromObject(o.dump), dump); err != nil {
+		t.Fatal(err)
+	}
+	if c := condition(dump, v1alpha1.ConditionSucceeded); c == nil || c.Reason != v1alpha1.ReasonRunning || writes == 0 {
+		t.Errorf("after %d writes of the agent: %+v", writes, c)
+	}
+}
+
+// reconcilerOf reconciles what was observed, on a fake API server.
+func reconcilerOf(t *testing.T, o *observation, funcs interceptor.Funcs) *LiveDumpReconciler {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	if err := clientgoscheme.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.LiveDump{}).
+		WithIndex(&corev1.Pod{}, "spec.nodeName", func(object client.Object) []string { return []string{object.(*corev1.Pod).Spec.NodeName} }).
+		WithObjects(o.dump, o.node, o.claim, o.volume, o.holder).WithInterceptorFuncs(funcs).Build()
+	selector, err := labels.Parse(ComponentLabel + "=agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &LiveDumpReconciler{
+		Config: Config{Namespaces: []string{"dumps"}, AgentNamespace: "livedump-system", AgentSelector: selector, HolderImage: "image"},
+		Client: c, Reader: c, Recorder: events.NewFakeRecorder(10), Clock: clocktesting.NewFakePassiveClock(start),
+	}
+}
+
+// agentWrites is a write of the agent at work.
+func agentWrites(t *testing.T, c client.Client, name *v1alpha1.LiveDump) {
+	t.Helper()
+	dump := &v1alpha1.LiveDump{}
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(name), dump); err != nil {
+		t.Fatal(err)
+	}
+	agent := &observation{dump: dump}
+	agent.report(metav1.ConditionUnknown, v1alpha1.ReasonRunning)
+	dump.Status.Progress.PagesWritten++
+	if err := c.Status().Update(t.Context(), dump); err != nil {
+		t.Fatal(err)
 	}
 }
