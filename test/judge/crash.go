@@ -68,39 +68,40 @@ func parseCrashUptime(text string) (float64, error) {
 	return float64(seconds), nil
 }
 
-var crashTask = regexp.MustCompile(`^>?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+[A-Z]{2}\s+[\d.]+\s+\d+\s+\d+\s+(.*)$`)
+var crashTask = regexp.MustCompile(`^>?\s*(\d+)\s+\d+\s+\d+\s+[0-9a-f]{16}\s+([A-Z]{2})\s+[\d.]+\s+\d+\s+\d+\s+(.*)$`)
 
 // parseCrashPS returns the tasks that `ps` lists, but for the idle tasks, which
-// all have the number 0 and are counted.
-func parseCrashPS(text string) (tasks map[int]string, idle int, err error) {
-	tasks = map[int]string{}
+// all have the number 0 and are counted, and which of the tasks are zombies.
+func parseCrashPS(text string) (tasks map[int]string, zombies map[int]bool, idle int, err error) {
+	tasks, zombies = map[int]string{}, map[int]bool{}
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	if len(lines) < 2 || !strings.Contains(lines[0], "COMM") {
-		return nil, 0, fmt.Errorf("crash ps: no list of tasks, but %q", lines[0])
+		return nil, nil, 0, fmt.Errorf("crash ps: no list of tasks, but %q", lines[0])
 	}
 	for _, line := range lines[1:] {
 		m := crashTask.FindStringSubmatch(line)
 		if m == nil {
-			return nil, 0, fmt.Errorf("crash ps: unexpected line %q", line)
+			return nil, nil, 0, fmt.Errorf("crash ps: unexpected line %q", line)
 		}
 		tid, err := strconv.Atoi(m[1])
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, 0, err
 		}
 		if tid == 0 {
 			idle++
 			continue
 		}
 		if _, twice := tasks[tid]; twice {
-			return nil, 0, fmt.Errorf("crash ps: task %d is listed twice", tid)
+			return nil, nil, 0, fmt.Errorf("crash ps: task %d is listed twice", tid)
 		}
-		comm := m[2]
+		comm := m[3]
 		if strings.HasPrefix(comm, "[") && strings.HasSuffix(comm, "]") {
 			comm = comm[1 : len(comm)-1]
 		}
 		tasks[tid] = comm
+		zombies[tid] = m[2] == "ZO"
 	}
-	return tasks, idle, nil
+	return tasks, zombies, idle, nil
 }
 
 // backtrace is one task of bt's output.
@@ -111,6 +112,8 @@ type backtrace struct {
 	frames []string
 	// user says that the registers are of user mode: no frame need be there.
 	user bool
+	// noStack says that the task has given back its stack.
+	noStack bool
 	// trouble are lines by which bt says that it could not go on.
 	trouble []string
 }
@@ -143,6 +146,8 @@ func parseBacktraces(text string) []backtrace {
 			b.frames = append(b.frames, crashFrame.FindStringSubmatch(line)[1])
 		case crashRIP.MatchString(line):
 			b.frames = append(b.frames, crashRIP.FindStringSubmatch(line)[1])
+		case strings.TrimSpace(line) == "(no stack)":
+			b.noStack = true
 		case strings.Contains(line, "CS: 0033"):
 			b.user = true
 		case crashTrouble.MatchString(line):
@@ -235,7 +240,7 @@ func checkCrash(out crashOutput, e Expectation) error {
 		// crash reads jiffies, which idle CPUs may leave behind by some ticks, and cuts.
 		add(checkUptime("crash sys", sys.uptimeSeconds, 3, e))
 	}
-	tasks, idle, err := parseCrashPS(out.ps)
+	tasks, zombies, idle, err := parseCrashPS(out.ps)
 	add(err)
 	if err == nil {
 		add(checkTasks("crash ps", tasks, e))
@@ -247,7 +252,7 @@ func checkCrash(out crashOutput, e Expectation) error {
 		add(checkParked(out.btParked, e))
 	}
 	add(checkActive(out.btAll, e.Before.CPUs))
-	add(checkEach(out.btEach, len(tasks)))
+	add(checkEach(out.btEach, len(tasks), zombies))
 	modules := parseCrashMod(out.mod)
 	for _, name := range e.Modules {
 		if !modules[name] {
@@ -276,8 +281,9 @@ func checkParked(text string, e Expectation) error {
 	return checkFrames(fmt.Sprintf("crash bt %d", e.ParkedTID), all[0].frames, e.ParkedFrames)
 }
 
-// checkEach checks `foreach bt`: every task has a backtrace.
-func checkEach(text string, tasks int) error {
+// checkEach checks `foreach bt`: every task has a backtrace, but for zombies that
+// have given back their stack.
+func checkEach(text string, tasks int, zombies map[int]bool) error {
 	all := parseBacktraces(text)
 	if len(all) < tasks {
 		return fmt.Errorf("crash foreach bt: %d backtraces of %d tasks", len(all), tasks)
@@ -287,7 +293,7 @@ func checkEach(text string, tasks int) error {
 		switch {
 		case len(b.trouble) > 0:
 			problems = append(problems, fmt.Errorf("crash foreach bt: task %d (%s): %s", b.tid, b.comm, strings.Join(b.trouble, "; ")))
-		case len(b.frames) == 0 && !b.user:
+		case len(b.frames) == 0 && !b.user && !(b.noStack && zombies[b.tid]):
 			problems = append(problems, fmt.Errorf("crash foreach bt: task %d (%s): no backtrace", b.tid, b.comm))
 		}
 	}

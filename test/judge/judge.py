@@ -50,6 +50,9 @@ def main(tids):
     for task in for_each_task(prog):
         pid = task.pid.value_()
         tasks.append({"tid": pid, "comm": text(task.comm)})
+        if task.exit_state and not task.stack:
+            unwound += 1  # a zombie that has given back its stack
+            continue
         try:
             if frames(task):
                 unwound += 1

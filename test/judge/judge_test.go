@@ -107,6 +107,10 @@ func eachTask(tids ...int) string {
 	return b.String()
 }
 
+func stackless(tid int) string {
+	return fmt.Sprintf("PID: %d  TASK: ffff88a4811fc800  CPU: 0  COMMAND: \"x\"\n(no stack)\n\n", tid)
+}
+
 func TestCrashOfGoodDump(t *testing.T) {
 	if err := checkCrash(good(), expectation()); err != nil {
 		t.Fatal(err)
@@ -155,6 +159,12 @@ func TestCrashOfBadDump(t *testing.T) {
 		"stack unread": {func(o *crashOutput, _ *Expectation) {
 			o.btEach += "bt: page excluded: kernel virtual address: ffff888000000000\n"
 		}, "page excluded"},
+		"zombie without a stack": {func(o *crashOutput, _ *Expectation) {
+			o.btEach = eachTask(1, 7, 9, 101) + stackless(201)
+		}, ""},
+		"task without a stack": {func(o *crashOutput, _ *Expectation) {
+			o.btEach = eachTask(1, 7, 101, 201) + stackless(9)
+		}, "task 9 (x): no backtrace"},
 		"module":   {cutLine("livedump  "), "crash mod: livedump is not listed"},
 		"memory":   {replace("120263", "240263"), "961052 KiB of memory"},
 		"no kmem":  {func(o *crashOutput, _ *Expectation) { o.kmem = "" }, "no line TOTAL MEM"},
