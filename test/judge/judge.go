@@ -207,7 +207,7 @@ func (c call) run(argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, patience)
 	defer cancel()
 	args := append([]string{c.root, "--ro", c.vmlinux + ":/judge/vmlinux", "--ro", dump + ":/judge/dump",
-		"--bind", c.work + ":/judge/work", "--"}, argv...)
+		"--bind", c.work + ":/judge/io", "--"}, argv...)
 	cmd := exec.CommandContext(ctx, filepath.Join(repo, "hack", "in-chroot"), args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -220,7 +220,7 @@ func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 	var script strings.Builder
 	list := commands(parked)
 	for _, command := range list {
-		fmt.Fprintf(&script, "%s > /judge/work/%s\n", command[1], command[0])
+		fmt.Fprintf(&script, "%s > /judge/io/%s\n", command[1], command[0])
 	}
 	script.WriteString("quit\n")
 	if err := os.WriteFile(filepath.Join(c.work, "commands"), []byte(script.String()), 0o644); err != nil {
@@ -232,7 +232,7 @@ func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(version), "\n")
 	fmt.Fprintf(text, "### %s\n", first)
-	session, runErr := c.run("crash", "-s", "-i", "/judge/work/commands", "/judge/vmlinux", "/judge/dump")
+	session, runErr := c.run("crash", "-s", "-i", "/judge/io/commands", "/judge/vmlinux", "/judge/dump")
 	fmt.Fprint(text, session)
 	out := crashOutput{session: session}
 	into := map[string]*string{
@@ -262,7 +262,7 @@ func (c call) drgn(parked int, text io.Writer) (drgnOutput, error) {
 		return drgnOutput{}, err
 	}
 	fmt.Fprintf(text, "### %s\n", strings.TrimSpace(version))
-	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux", "/judge/work/judge.py"}
+	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux", "/judge/io/judge.py"}
 	if parked != 0 {
 		argv = append(argv, strconv.Itoa(parked))
 	}
