@@ -42,6 +42,7 @@ struct ld_counters {
 	atomic64_t fault_excluded;
 	atomic64_t copies;
 	atomic64_t lost;
+	atomic64_t uncovered_late;	/* found so by the sweep only */
 	atomic64_t reported;
 	atomic64_t tables_split;
 	atomic64_t tables_joined;

@@ -146,7 +146,8 @@ void ld_page_lose(unsigned long pfn)
 		atomic64_inc(&ld_counters.lost);
 }
 
-static bool save_to_reserve(unsigned long pfn)
+/* False: the reserve is used up.  *count goes up if this call's copy is the one. */
+static bool save_to_reserve(unsigned long pfn, atomic64_t *count)
 {
 	u32 slot = ld_reserve_get();
 
@@ -161,6 +162,8 @@ static bool save_to_reserve(unsigned long pfn)
 	if (leave_untouched(pfn, COPY, slot)) {
 		ld_reserve_queue_copy(slot, pfn);
 		atomic64_inc(&ld_counters.copies);
+		if (count)
+			atomic64_inc(count);
 	} else {
 		ld_reserve_put(slot);
 	}
@@ -193,10 +196,8 @@ void ld_page_save(unsigned long pfn)
 		atomic64_inc(&ld_counters.fault_excluded);
 		return;
 	}
-	if (save_to_reserve(pfn)) {
-		atomic64_inc(&ld_counters.fault_copies);
+	if (save_to_reserve(pfn, &ld_counters.fault_copies))
 		return;
-	}
 	ld_page_lose(pfn);
 	ld_session_reserve_exhausted();
 }
@@ -206,7 +207,7 @@ int ld_page_copy_in_stop(unsigned long pfn)
 {
 	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
 		return 0;
-	return save_to_reserve(pfn) ? 0 : -ENOSPC;
+	return save_to_reserve(pfn, NULL) ? 0 : -ENOSPC;
 }
 
 /*
@@ -320,8 +321,8 @@ static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out
 	was_protected = ld_wp_is_protected((unsigned long)pfn_va(pfn));
 	if (!leave_untouched(pfn, DONE, 0))
 		return false;		/* a fault saved it first: it is in the queue */
-	if (!was_protected)
-		set_bit(pfn, ld_uncovered);
+	if (!was_protected && !test_and_set_bit(pfn, ld_uncovered))
+		atomic64_inc(&ld_counters.uncovered_late);
 	describe(out, pfn, class_id, 0);
 	return true;
 }

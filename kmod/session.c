@@ -415,7 +415,8 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg)
 	arg->reserve_pages = ld_reserve_pages() ?: s.reserve_pages;
 	arg->reserve_low = ld_reserve_pages() ? ld_reserve_low() : s.reserve_low;
 	arg->lost_pages = atomic64_read(&ld_counters.lost);
-	arg->uncovered_pages = s.uncovered;
+	arg->uncovered_pages = s.uncovered +
+			       atomic64_read(&ld_counters.uncovered_late);
 	arg->pages_to_dump = s.to_dump;
 	arg->pages_reported = atomic64_read(&ld_counters.reported);
 	memcpy(arg->class_pages, s.class_pages, sizeof(s.class_pages));
@@ -438,13 +439,21 @@ int ld_session_thaw(struct file *owner)
 		err = 0;
 	}
 	up_write(&lock);
-	cancel_delayed_work_sync(&deadline_work);
+	/* Only the owner's; and no other session can begin before this file is closed. */
+	if (!err)
+		cancel_delayed_work_sync(&deadline_work);
 	return err;
 }
 
 /* The last reference to the file is gone. */
 void ld_session_release(struct file *owner)
 {
+	/*
+	 * A deadline that outlives its session would thaw the next one.  Nobody can set
+	 * it again: only the owner can, and the file has no user any more.
+	 */
+	if (READ_ONCE(s.owner) == owner)
+		cancel_delayed_work_sync(&deadline_work);
 	down_write(&lock);
 	if (s.owner == owner) {
 		if (s.state == LIVEDUMP_STATE_FROZEN)
