@@ -212,7 +212,7 @@ u64 ld_reserve_overhead(void);
 
 /* ---- truth.c, test builds only ---- */
 
-#ifdef LIVEDUMP_TRUTH
+#ifdef LIVEDUMP_TEST
 int ld_truth_prepare(void);
 void ld_truth_release(void);
 void ld_truth_take(void);

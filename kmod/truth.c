@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Ground truth, in test builds only (make LIVEDUMP_TRUTH=y): a hash of every page
+ * Ground truth, in test builds only (make LIVEDUMP_TEST=y): a hash of every page
  * is taken inside the stop and compared with what the session hands out.
  * This makes the stop as long as memory is large; never ship it.
  *

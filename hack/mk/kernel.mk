@@ -9,7 +9,7 @@ CPUS ?= 2
 # Not empty: only one dump and its judges.
 SHORT ?=
 
-.PHONY: kmod kmod-test kmod-check test-kernel test-harness judge-tools host-packages
+.PHONY: kmod kmod-test kmod-instrumented kmod-check test-kernel test-harness judge-tools host-packages
 host-packages: ## Install the Debian packages that build and tests need
 	@hack/install-host-packages
 
@@ -20,8 +20,13 @@ kmod: ## Build the module for KERNEL (bin/kmod/<release>/livedump.ko)
 kmod-test:
 	@hack/build-kmod $(KERNEL) kmod/test bin/kmod-test
 
+# The module with the tests' own instruments in it; never to be shipped.
+kmod-instrumented:
+	@hack/build-kmod --test $(KERNEL) kmod bin/kmod-instrumented
+
 kmod-check: ## Build the modules with W=1 and sparse; any warning is an error
 	@hack/build-kmod --check $(KERNEL) kmod bin/kmod
+	@hack/build-kmod --check --test $(KERNEL) kmod bin/kmod-instrumented
 	@hack/build-kmod --check $(KERNEL) kmod/test bin/kmod-test
 	@echo "kmod-check: no warnings on kernel $(KERNEL)"
 
