@@ -155,7 +155,7 @@ extern struct ld_wp_counts ld_wp_counts;
 extern unsigned long ld_max_pfn;
 extern unsigned long ld_ram_pages;
 
-int ld_pages_prepare(u32 exclude);
+int ld_pages_prepare(u32 exclude, bool keep_pages);
 void ld_pages_release(void);
 u64 ld_pages_overhead(void);
 bool ld_page_is_ram(unsigned long pfn);

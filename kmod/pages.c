@@ -4,13 +4,19 @@
  * stop is to be found:
  *
  *	bits 0-3   class, 0 while nobody has looked
- *	bits 4-7   state
+ *	bits 4-6   state
+ *	bit 7      REPORTED: NEXT has handed the page out
  *	bits 8-31  slot of the reserve, in state COPY
  *
  *	UNTOUCHED -> COPY      the content was saved to the reserve
  *	UNTOUCHED -> LOST      ... could not be saved
  *	UNTOUCHED -> DONE      the sweep has reported the page itself
  *	COPY, LOST -> DONE     reported
+ *
+ * A session that keeps its pages (LIVEDUMP_PREPARE_KEEP) never goes to DONE: NEXT
+ * only sets REPORTED, which says nothing about where the content is.  An
+ * UNTOUCHED page stays protected after it was reported, so a later write saves it
+ * as any other, and a slot is not used again before the thaw.
  *
  * Invariant: while a word is UNTOUCHED, no mapping that is protected lets anybody
  * write the page.  Whoever makes a mapping of the page writable has first seen,
@@ -36,7 +42,8 @@
 
 #define W_CLASS_MASK	0xfU
 #define W_STATE_SHIFT	4
-#define W_STATE_MASK	(0xfU << W_STATE_SHIFT)
+#define W_STATE_MASK	(0x7U << W_STATE_SHIFT)
+#define W_REPORTED	BIT(7)
 #define W_SLOT_SHIFT	8
 
 enum {
@@ -54,6 +61,7 @@ struct ld_counters ld_counters;
 
 static atomic_t *words;
 static u32 excluded_classes;	/* bit per class */
+static bool keep;		/* content stays readable after it was reported */
 static atomic_long_t sweep_pos;
 static DEFINE_SPINLOCK(returned_lock);
 static struct ld_cursor returned[64];
@@ -124,14 +132,14 @@ void ld_page_set_class(unsigned long pfn, u32 class_id)
 	}
 }
 
-/* UNTOUCHED -> state, keeping the class.  False: somebody was first. */
+/* UNTOUCHED -> state; class and REPORTED stay.  False: somebody was first. */
 static bool leave_untouched(unsigned long pfn, u32 state, u32 slot)
 {
 	u32 w = (u32)atomic_read(&words[pfn]);
 
 	while (w_state(w) == UNTOUCHED) {
-		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w,
-					      (int)w_make(w & W_CLASS_MASK, state, slot));
+		u32 n = w_make(w & W_CLASS_MASK, state, slot) | (w & W_REPORTED);
+		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)n);
 
 		if (was == w)
 			return true;
@@ -267,11 +275,31 @@ static void describe(struct livedump_page *out, unsigned long pfn, u32 class_id,
 	atomic64_inc(&ld_counters.reported);
 }
 
-/* COPY or LOST -> DONE.  False: not in that state, or somebody else took it. */
+/* What a word becomes when its page is handed out. */
+static u32 w_reported(u32 w)
+{
+	return keep ? w | W_REPORTED : w_make(w & W_CLASS_MASK, DONE, 0);
+}
+
+/* Reports COPY or LOST.  False: the word has changed, or somebody else took it. */
 static bool take(unsigned long pfn, u32 w)
 {
-	return (u32)atomic_cmpxchg(&words[pfn], (int)w,
-				   (int)w_make(w & W_CLASS_MASK, DONE, 0)) == w;
+	return (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)w_reported(w)) == w;
+}
+
+/* Reports UNTOUCHED, once its content was read.  False: a fault or another reader was first. */
+static bool take_untouched(unsigned long pfn)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	while (w_state(w) == UNTOUCHED && !(w & W_REPORTED)) {
+		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)w_reported(w));
+
+		if (was == w)
+			return true;
+		w = was;
+	}
+	return false;
 }
 
 /* Reports a page in state COPY.  The caller got it from the queue, so it is alone. */
@@ -279,14 +307,15 @@ static bool report_copy(unsigned long pfn, u32 slot, void *dst, struct livedump_
 {
 	u32 w = (u32)atomic_read(&words[pfn]);
 	u32 class_id = w & W_CLASS_MASK;
-	bool wanted = w_state(w) == COPY && !ld_class_excluded(class_id);
+	bool wanted = w_state(w) == COPY && !(w & W_REPORTED) && !ld_class_excluded(class_id);
 
 	if (wanted) {
 		memcpy(dst, ld_reserve_page(slot), PAGE_SIZE);
 		describe(out, pfn, class_id, LIVEDUMP_PAGE_COPY);
 	}
 	take(pfn, w);
-	ld_reserve_put(slot);
+	if (!keep)
+		ld_reserve_put(slot);
 	return wanted;
 }
 
@@ -297,7 +326,7 @@ static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out
 	u32 class_id = w & W_CLASS_MASK;
 	bool was_protected;
 
-	if (w_state(w) == NOT_RAM || ld_class_excluded(class_id))
+	if (w_state(w) == NOT_RAM || w & W_REPORTED || ld_class_excluded(class_id))
 		return false;
 	if (w_state(w) == LOST && take(pfn, w)) {
 		describe(out, pfn, class_id, LIVEDUMP_PAGE_LOST);
@@ -319,7 +348,7 @@ static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out
 	 * writable meanwhile (set_memory_rw and its like).  Then say so.
 	 */
 	was_protected = ld_wp_is_protected((unsigned long)pfn_va(pfn));
-	if (!leave_untouched(pfn, DONE, 0))
+	if (!take_untouched(pfn))
 		return false;		/* a fault saved it first: it is in the queue */
 	if (!was_protected && !test_and_set_bit(pfn, ld_uncovered))
 		atomic64_inc(&ld_counters.uncovered_late);
@@ -418,7 +447,7 @@ u64 ld_pages_overhead(void)
 	return (u64)ld_max_pfn * sizeof(*words) + 3 * BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 }
 
-int ld_pages_prepare(u32 exclude)
+int ld_pages_prepare(u32 exclude, bool keep_pages)
 {
 	unsigned long pfn;
 	size_t map_bytes;
@@ -430,6 +459,7 @@ int ld_pages_prepare(u32 exclude)
 		pr_err("no System RAM found\n");
 		return -EOPNOTSUPP;
 	}
+	keep = keep_pages;
 	memset(&ld_counters, 0, sizeof(ld_counters));
 	map_bytes = BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 	words = vmalloc(array_size(ld_max_pfn, sizeof(*words)));

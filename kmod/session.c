@@ -110,7 +110,7 @@ static int prepare_parts(const struct livedump_prepare *arg)
 {
 	int err = check_machine();
 
-	err = err ?: ld_pages_prepare(arg->exclude);
+	err = err ?: ld_pages_prepare(arg->exclude, arg->flags & LIVEDUMP_PREPARE_KEEP);
 	err = err ?: ld_alias_prepare();
 	err = err ?: ld_reserve_prepare(arg->reserve_bytes);
 	err = err ?: ld_notes_prepare();
@@ -124,7 +124,8 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 	int err;
 
 	if (arg->abi_version != LIVEDUMP_ABI_VERSION || arg->exclude & ~LIVEDUMP_EXCLUDE_ALL ||
-	    arg->mode > LIVEDUMP_MODE_BEST_EFFORT || arg->deadline_ms > MAX_DEADLINE_MS)
+	    arg->mode > LIVEDUMP_MODE_BEST_EFFORT || arg->deadline_ms > MAX_DEADLINE_MS ||
+	    arg->flags & ~(u64)LIVEDUMP_PREPARE_FLAGS)
 		return -EINVAL;
 
 	down_write(&lock);

@@ -16,6 +16,10 @@ const (
 	MaxBatch = 1024
 
 	classSlots = 16
+
+	// Bits of abiPrepare.Flags.
+	prepareKeep  = 1 << 0
+	prepareFlags = prepareKeep
 )
 
 type abiPrepare struct {
@@ -31,7 +35,8 @@ type abiPrepare struct {
 	ReservePages  uint64
 	OverheadBytes uint64
 	PrepareNS     uint64
-	Reserved      [4]uint64
+	Flags         uint64
+	Reserved      [3]uint64
 }
 
 type abiFreeze struct {

@@ -82,6 +82,9 @@ func (d *Device) Prepare(o Options) (Prepared, error) {
 		// 0 would mean the module's own default.
 		a.DeadlineMS = max(1, uint64(o.Deadline.Milliseconds()))
 	}
+	if o.Keep {
+		a.Flags |= prepareKeep
+	}
 	if err := d.ioctl(stepPrepare, iocPrepare, unsafe.Pointer(a)); err != nil {
 		return Prepared{}, err
 	}

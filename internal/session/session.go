@@ -132,6 +132,9 @@ type Options struct {
 	// Deadline from Freeze to the forced thaw; 0 leaves it to the module.
 	Deadline time.Duration
 	UUID     [16]byte
+	// Keep makes pages readable until the thaw through /dev/livedump-vmcore, also those that Next has
+	// handed out. The reserve must then hold every page that is written while frozen.
+	Keep bool
 }
 
 // Prepared is what Prepare found.

@@ -74,6 +74,14 @@ enum livedump_failure {
 };
 
 /*
+ * livedump_prepare.flags.  KEEP: pages stay readable until the thaw, through
+ * /dev/livedump-vmcore, also those that NEXT has handed out.  Their copies are not given
+ * back to the reserve, so it must hold every page written while frozen.
+ */
+#define LIVEDUMP_PREPARE_KEEP		(1U << 0)
+#define LIVEDUMP_PREPARE_FLAGS		0x1U	/* all of them */
+
+/*
  * PREPARE: allocate everything, look at the page tables, register the fault hook.
  *
  * EPERM        kernel lockdown (confidentiality) forbids reading kernel memory
@@ -97,7 +105,8 @@ struct livedump_prepare {
 	__u64 reserve_pages;	/* pages the reserve really has */
 	__u64 overhead_bytes;	/* memory held besides the reserve */
 	__u64 prepare_ns;
-	__u64 reserved[4];
+	__u64 flags;		/* in: LIVEDUMP_PREPARE_* */
+	__u64 reserved[3];
 };
 
 /*
