@@ -34,6 +34,11 @@ test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB a
 	@CGO_ENABLED=0 go build -trimpath -o bin/workload ./test/workload
 	@go run ./test/kernel -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/kernel $(if $(SHORT),-short)
 
+# The guests' loads, for the tests that want one.
+.PHONY: build-load
+build-load:
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/load ./test/load
+
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves
 	@hack/install-host-packages busybox-static

@@ -30,18 +30,13 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"livedump.io/test/churn"
 )
 
-// A churn is one kind of load. A round does some work and says what it found wrong.
-type churn struct {
-	name   string
-	rounds atomic.Int64
-	round  func(ctx context.Context, n int64) error
-}
-
 func main() {
-	if len(os.Args) == 4 && os.Args[1] == childVerb {
-		os.Exit(childMain(os.Args[2], os.Args[3]))
+	if len(os.Args) == 4 && os.Args[1] == churn.ChildVerb {
+		os.Exit(churn.Child(os.Args[2], os.Args[3]))
 	}
 	dir := flag.String("dir", os.TempDir(), "directory for the files that are written and checked")
 	pause := flag.Duration("pause", 20*time.Millisecond, "rest between two rounds of one kind; bounds the load")
@@ -77,12 +72,12 @@ func run(ctx context.Context, parent string, pause, interval time.Duration, file
 		return 2
 	}
 
-	churns := []*churn{
-		newCacheChurn(dir, fileBytes),
-		newSlabChurn(dir),
-		newBufferChurn(),
-		newMemoryChurn(),
-		newProcessChurn(),
+	churns := []*churn.Churn{
+		churn.NewCache(dir, fileBytes),
+		churn.NewSlab(dir),
+		churn.NewBuffers(),
+		churn.NewMemory(),
+		churn.NewProcess(),
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -91,16 +86,16 @@ func run(ctx context.Context, parent string, pause, interval time.Duration, file
 	for _, c := range churns {
 		all.Go(func() {
 			for n := int64(0); ctx.Err() == nil; n++ {
-				if err := c.round(ctx, n); err != nil {
+				if err := c.Round(ctx, n); err != nil {
 					// What a cancelled round says is about the end of the program, not about the kernel.
 					if ctx.Err() == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-						why := fmt.Sprintf("%s: round %d: %v", c.name, n, err)
+						why := fmt.Sprintf("%s: round %d: %v", c.Name, n, err)
 						failure.CompareAndSwap(nil, &why)
 					}
 					cancel()
 					return
 				}
-				c.rounds.Add(1)
+				c.Rounds.Add(1)
 				rest(ctx, pause)
 			}
 		})
@@ -110,7 +105,7 @@ func run(ctx context.Context, parent string, pause, interval time.Duration, file
 		var line strings.Builder
 		fmt.Fprintf(&line, "workload: %s", word)
 		for _, c := range churns {
-			fmt.Fprintf(&line, " %s=%d", c.name, c.rounds.Load())
+			fmt.Fprintf(&line, " %s=%d", c.Name, c.Rounds.Load())
 		}
 		fmt.Printf("%s parked=%d\n", line.String(), parked)
 	}

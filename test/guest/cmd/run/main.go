@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"livedump.io/test/guest"
+	"livedump.io/test/load/provide"
 )
 
 // list is a flag that may be given several times.
@@ -46,6 +47,7 @@ func run() (code int, err error) {
 	console := flag.Bool("console", false, "print the whole console, not only its trouble")
 	keep := flag.String("dir", "", "keep console.log and qemu.log in this `directory`")
 	net := flag.Bool("net", false, "user networking")
+	load := flag.String("load", "", "built `program` test/load, to put into the guest with all it needs (as "+provide.Program+")")
 	flag.Var(&files, "file", "`source[:path]` to put into the guest (path defaults to /<name>)")
 	flag.Var(&get, "get", "`path:target` of a file to copy out of the guest at the end")
 	flag.Var(&words, "append", "`word` for the kernel's command line")
@@ -76,6 +78,13 @@ func run() (code int, err error) {
 			path = "/" + filepath.Base(source)
 		}
 		config.Files = append(config.Files, guest.File{Path: path, Source: source})
+	}
+	if *load != "" {
+		files, err := provide.Files(ctx, kernel, *load)
+		if err != nil {
+			return 1, err
+		}
+		config.Files = append(config.Files, files...)
 	}
 	for _, d := range disks {
 		image, size, ok := strings.Cut(d, ":")

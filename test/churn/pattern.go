@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"encoding/binary"
 	"fmt"
 )
 
-// fill writes the bytes that belong to seed. Every 8 bytes differ from their
+// Fill writes the bytes that belong to seed. Every 8 bytes differ from their
 // neighbours and from the same place under another seed, so that a stale, a
 // shifted and a swapped page are all seen.
-func fill(buf []byte, seed uint64) {
+func Fill(buf []byte, seed uint64) {
 	for i := 0; i+8 <= len(buf); i += 8 {
 		binary.LittleEndian.PutUint64(buf[i:], word(seed, i))
 	}
@@ -19,8 +19,8 @@ func fill(buf []byte, seed uint64) {
 	}
 }
 
-// check says where buf first differs from what fill(buf, seed) gives.
-func check(buf []byte, seed uint64) error {
+// Check says where buf first differs from what Fill(buf, seed) gives.
+func Check(buf []byte, seed uint64) error {
 	for i := 0; i+8 <= len(buf); i += 8 {
 		if got, want := binary.LittleEndian.Uint64(buf[i:]), word(seed, i); got != want {
 			return fmt.Errorf("at byte %d of %d: %#x, want %#x", i, len(buf), got, want)

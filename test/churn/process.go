@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"context"
@@ -11,18 +11,19 @@ import (
 	"strings"
 )
 
-const childVerb = "child"
+// ChildVerb is the first argument with which NewProcess starts this program; main hands the rest to Child.
+const ChildVerb = "child"
 
-// newProcessChurn runs this program again and again; each child computes a
+// NewProcess runs this program again and again; each child computes a
 // number from its arguments and its parent checks number and exit status.
-func newProcessChurn() *churn {
-	return &churn{name: "process", round: func(ctx context.Context, n int64) error {
+func NewProcess() *Churn {
+	return &Churn{Name: "process", Round: func(ctx context.Context, n int64) error {
 		self, err := os.Executable()
 		if err != nil {
 			return err
 		}
 		exit := int(n % 7)
-		cmd := exec.CommandContext(ctx, self, childVerb, strconv.FormatInt(n, 10), strconv.Itoa(exit))
+		cmd := exec.CommandContext(ctx, self, ChildVerb, strconv.FormatInt(n, 10), strconv.Itoa(exit))
 		cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 		out, err := cmd.Output()
 		if ctx.Err() != nil {
@@ -41,7 +42,8 @@ func newProcessChurn() *churn {
 	}}
 }
 
-func childMain(seed, exit string) int {
+// Child is the main of such a child; it returns the exit status.
+func Child(seed, exit string) int {
 	n, err := strconv.ParseUint(seed, 10, 64)
 	if err != nil {
 		return 100

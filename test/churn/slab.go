@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"context"
@@ -16,10 +16,10 @@ const (
 	slabSockets = 50
 )
 
-// newSlabChurn makes and unmakes inodes, dentries, files and sockets: kernel
+// NewSlab makes and unmakes inodes, dentries, files and sockets: kernel
 // objects that come and go in slabs, each looked up again before it goes.
-func newSlabChurn(parent string) *churn {
-	return &churn{name: "slab", round: func(_ context.Context, n int64) error {
+func NewSlab(parent string) *Churn {
+	return &Churn{Name: "slab", Round: func(_ context.Context, n int64) error {
 		if err := churnFiles(filepath.Join(parent, fmt.Sprintf("slab-%d", n%2)), n); err != nil {
 			return err
 		}
@@ -77,7 +77,7 @@ func churnSockets(seed uint64) (err error) {
 			return fmt.Errorf("socketpair: %w", err)
 		}
 		pairs = append(pairs, pair)
-		fill(message, seed+uint64(i)<<32)
+		Fill(message, seed+uint64(i)<<32)
 		if n, err := unix.Write(pair[0], message); err != nil || n != len(message) {
 			return fmt.Errorf("send: %d bytes of %d: %w", n, len(message), err)
 		}
@@ -87,7 +87,7 @@ func churnSockets(seed uint64) (err error) {
 		if n, err := unix.Read(pair[1], message); err != nil || n != len(message) {
 			return fmt.Errorf("receive: %d bytes of %d: %w", n, len(message), err)
 		}
-		if err := check(message, seed+uint64(i)<<32); err != nil {
+		if err := Check(message, seed+uint64(i)<<32); err != nil {
 			return fmt.Errorf("message %d: %w", i, err)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"context"
@@ -15,29 +15,31 @@ import (
 // every file's pages stay in the cache for a while before they are looked at.
 const cacheFiles = 4
 
-func newCacheChurn(dir string, size int) *churn {
+// NewCache writes files of size bytes below dir, and checks them later.
+func NewCache(dir string, size int) *Churn {
 	buf := make([]byte, size)
-	return &churn{name: "cache", round: func(_ context.Context, n int64) error {
+	return &Churn{Name: "cache", Round: func(_ context.Context, n int64) error {
 		name := filepath.Join(dir, fmt.Sprintf("cache-%d", n%cacheFiles))
 		if n >= cacheFiles {
-			if err := checkFile(name, buf, uint64(n-cacheFiles), n%2 == 0); err != nil {
+			if err := CheckFile(name, buf, uint64(n-cacheFiles), n%2 == 0); err != nil {
 				return err
 			}
 			if err := os.Remove(name); err != nil {
 				return err
 			}
 		}
-		return writeFile(name, buf, uint64(n))
+		return WriteFile(name, buf, uint64(n))
 	}}
 }
 
-func writeFile(name string, buf []byte, seed uint64) error {
+// WriteFile makes a file of what Fill gives, and syncs it.
+func WriteFile(name string, buf []byte, seed uint64) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	fill(buf, seed)
+	Fill(buf, seed)
 	if _, err := f.Write(buf); err != nil {
 		return err
 	}
@@ -47,8 +49,8 @@ func writeFile(name string, buf []byte, seed uint64) error {
 	return f.Close()
 }
 
-// checkFile reads from the page cache, or from the disk if dropFirst says so.
-func checkFile(name string, buf []byte, seed uint64, dropFirst bool) error {
+// CheckFile reads from the page cache, or from the disk if dropFirst says so.
+func CheckFile(name string, buf []byte, seed uint64, dropFirst bool) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -63,7 +65,7 @@ func checkFile(name string, buf []byte, seed uint64, dropFirst bool) error {
 	if n, err := f.ReadAt(buf, 0); err != nil {
 		return fmt.Errorf("read %s: %d of %d bytes: %w", name, n, len(buf), err)
 	}
-	if err := check(buf, seed); err != nil {
+	if err := Check(buf, seed); err != nil {
 		return fmt.Errorf("%s (seed %d): %w", name, seed, err)
 	}
 	return nil

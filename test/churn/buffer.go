@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"context"
@@ -14,13 +14,13 @@ const (
 	bufferBytes = 64 << 10 // a pipe's capacity
 )
 
-// newBufferChurn keeps kernel pages (pipe buffers) full of known data for many
+// NewBuffers keeps kernel pages (pipe buffers) full of known data for many
 // rounds, longer than a freeze lasts on a small machine, and then empties and
 // checks one pipe per round.
-func newBufferChurn() *churn {
+func NewBuffers() *Churn {
 	var pipes [bufferPipes][2]int
 	buf := make([]byte, bufferBytes)
-	return &churn{name: "buffers", round: func(_ context.Context, n int64) error {
+	return &Churn{Name: "buffers", Round: func(_ context.Context, n int64) error {
 		pipe := &pipes[n%bufferPipes]
 		if n >= bufferPipes {
 			for got := 0; got < len(buf); {
@@ -30,13 +30,13 @@ func newBufferChurn() *churn {
 				}
 				got += m
 			}
-			if err := check(buf, uint64(n-bufferPipes)); err != nil {
+			if err := Check(buf, uint64(n-bufferPipes)); err != nil {
 				return fmt.Errorf("pipe: %w", err)
 			}
 		} else if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 			return fmt.Errorf("pipe: %w", err)
 		}
-		fill(buf, uint64(n))
+		Fill(buf, uint64(n))
 		if m, err := unix.Write(pipe[1], buf); err != nil || m != len(buf) {
 			return fmt.Errorf("write a pipe: %d bytes of %d: %w", m, len(buf), err)
 		}

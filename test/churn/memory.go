@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package churn
 
 import (
 	"context"
@@ -11,11 +11,11 @@ import (
 
 const memoryBytes = 4 << 20
 
-// newMemoryChurn takes fresh pages from the kernel, sees that they are zero,
+// NewMemory takes fresh pages from the kernel, sees that they are zero,
 // fills and checks them and gives them back: free pages that change hands are
 // most of what writes to protected memory.
-func newMemoryChurn() *churn {
-	return &churn{name: "memory", round: func(_ context.Context, n int64) error {
+func NewMemory() *Churn {
+	return &Churn{Name: "memory", Round: func(_ context.Context, n int64) error {
 		mem, err := unix.Mmap(-1, 0, memoryBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			return fmt.Errorf("mmap: %w", err)
@@ -26,8 +26,8 @@ func newMemoryChurn() *churn {
 					return fmt.Errorf("fresh memory holds %#x at byte %d", b, i)
 				}
 			}
-			fill(mem, uint64(n))
-			return check(mem, uint64(n))
+			Fill(mem, uint64(n))
+			return Check(mem, uint64(n))
 		}()
 		if unmapErr := unix.Munmap(mem); err == nil && unmapErr != nil {
 			err = fmt.Errorf("munmap: %w", unmapErr)
