@@ -33,7 +33,7 @@ static bool snap_read(struct ld_snap *snap, unsigned long pfn)
 
 static inline bool snap_is_tail(const struct ld_snap *s)
 {
-	return s->page.compound_head & 1;
+	return ld_is_tail(&s->page);
 }
 
 static bool snap_head(struct ld_snap *head, const struct ld_snap *s)
@@ -42,19 +42,18 @@ static bool snap_head(struct ld_snap *head, const struct ld_snap *s)
 		*head = *s;
 		return true;
 	}
-	return snap_read(head, page_to_pfn((struct page *)(s->page.compound_head - 1)));
+	return snap_read(head, page_to_pfn(ld_head_of_tail(pfn_to_page(s->pfn), &s->page)));
 }
 
 static bool snap_is_hugetlb(const struct ld_snap *head)
 {
-#ifdef LD_HUGETLB_BY_DTOR
-	struct ld_snap tail;
+	struct ld_snap tail = { 0 };
 
-	return test_bit(PG_head, &head->page.flags) && snap_read(&tail, head->pfn + 1) &&
-	       tail.page.compound_dtor == HUGETLB_PAGE_DTOR;
-#else
-	return folio_test_hugetlb((struct folio *)&head->page);
+#ifdef LD_HUGETLB_BY_TAIL
+	if (!test_bit(PG_head, ld_page_flags(&head->page)) || !snap_read(&tail, head->pfn + 1))
+		return false;
 #endif
+	return ld_is_hugetlb(&head->page, &tail.page);
 }
 
 /* The free block that holds pfn: its head is aligned to its order. */
@@ -84,13 +83,13 @@ static u32 classify_used(const struct ld_snap *s)
 
 	if (!snap_head(&head, s))
 		return LIVEDUMP_CLASS_KERNEL;
-	flags = head.page.flags;
-	if (ld_snap_is_slab(&head.page) || test_bit(PG_reserved, &flags))
+	flags = *ld_page_flags(&head.page);
+	if (ld_is_slab(&head.page) || test_bit(PG_reserved, &flags))
 		return LIVEDUMP_CLASS_KERNEL;
 	if (snap_is_hugetlb(&head))
 		return LIVEDUMP_CLASS_HUGETLB;
 
-	anon = (unsigned long)head.page.mapping & PAGE_MAPPING_ANON;
+	anon = (unsigned long)head.page.mapping & LD_MAPPING_ANON;
 	if (anon)
 		return LIVEDUMP_CLASS_USER;
 	private = test_bit(PG_private, &flags);
@@ -104,7 +103,7 @@ static u32 classify_used(const struct ld_snap *s)
 static u32 classify_alone(struct ld_snap *s)
 {
 #ifdef CONFIG_MEMORY_FAILURE
-	if (test_bit(PG_hwpoison, &s->page.flags))
+	if (test_bit(PG_hwpoison, ld_page_flags(&s->page)))
 		return LIVEDUMP_CLASS_HWPOISON;
 #endif
 	if (test_bit(s->pfn, ld_self))

@@ -1,46 +1,107 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Differences between kernel series, in one place. */
+/*
+ * Differences between kernel series, in one place.
+ *
+ * By what the headers have, not by version: distributions move features between series.  What
+ * the preprocessor cannot see, Kbuild looks for in the kernel's headers and defines LD_HAS_*.
+ */
 #ifndef _LIVEDUMP_COMPAT_H
 #define _LIVEDUMP_COMPAT_H
 
 #undef pr_fmt
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/log2.h>
+#include <linux/mm.h>
 #include <linux/mmzone.h>
+#include <linux/module.h>
 #include <linux/page-flags.h>
-#include <linux/smp.h>
-#include <linux/version.h>
 
-/* The largest order of a free block (5.10 to 6.3 count one past it, under another name). */
-#if defined(NR_PAGE_ORDERS)
-# define LD_MAX_ORDER	MAX_PAGE_ORDER
-#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
-# define LD_MAX_ORDER	MAX_ORDER
+/* The largest order of a free block (MAX_ORDER is that, or one past it, or has another name). */
+#define LD_MAX_ORDER	ilog2(MAX_ORDER_NR_PAGES)
+
+/* The flags are a word, or a structure that holds nothing else. */
+static_assert(sizeof_field(struct page, flags) == sizeof(unsigned long));
+#define ld_page_flags(p)	((const unsigned long *)&(p)->flags)
+
+/* In page->mapping: an anonymous page. */
+#ifdef PAGE_MAPPING_ANON
+# define LD_MAPPING_ANON	PAGE_MAPPING_ANON
 #else
-# define LD_MAX_ORDER	(MAX_ORDER - 1)
+# define LD_MAPPING_ANON	FOLIO_MAPPING_ANON
 #endif
 
-/* A slab page is told by a flag (to 6.10) or by the page type. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 11, 0)
-# define ld_snap_is_slab(p)	test_bit(PG_slab, &(p)->flags)
-#else
-# define ld_snap_is_slab(p)	PageSlab(p)
-#endif
+/*
+ * What follows judges copies of struct pages, which lie anywhere: the kernel's own functions
+ * may go from a page to its head or neighbour by its address.
+ *
+ * Bit 0 of the first word after the flags tells a tail.
+ */
+static inline unsigned long ld_tail_word(const struct page *copy)
+{
+	return *(const unsigned long *)&copy->lru;
+}
 
-/* A hugetlb page is told by its destructor, kept in the first tail page, or by a page type. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
-# define LD_HUGETLB_BY_DTOR	1
+static inline bool ld_is_tail(const struct page *copy)
+{
+	return ld_tail_word(copy) & 1;
+}
+
+/*
+ * The head of a tail page.  page: where the copy is from; copy: its content.  The word has the
+ * head's address, or a mask that makes it from the tail's.
+ */
+static inline const struct page *ld_head_of_tail(const struct page *page, const struct page *copy)
+{
+	unsigned long word = ld_tail_word(copy) & ~1UL;
+
+#ifdef LD_HAS_TAIL_MASK
+	if (compound_info_has_mask())
+		return (const struct page *)((unsigned long)page & word);
+#endif
+	return (const struct page *)word;
+}
+
+/* A slab page is told by a flag or, since 6.11, by the page type. */
+static inline bool ld_is_slab(const struct page *head)
+{
+#ifdef LD_HAS_SLAB_TYPE
+	return folio_test_slab((const struct folio *)head);
+#else
+	return test_bit(PG_slab, ld_page_flags(head));
+#endif
+}
+
+/* A hugetlb page is told by what its head's first tail holds or, since 6.9, by the page type. */
+#ifdef LD_HAS_HUGETLB_TYPE
+static inline bool ld_is_hugetlb(const struct page *head, const struct page *first_tail)
+{
+	return folio_test_hugetlb((const struct folio *)head);
+}
+#else
+# define LD_HUGETLB_BY_TAIL	1
+static inline bool ld_is_hugetlb(const struct page *head, const struct page *first_tail)
+{
+#if defined(LD_HAS_HUGETLB_FLAG)
+	return test_bit(PG_hugetlb, ld_page_flags(first_tail));
+#elif defined(LD_HAS_PAGE_DTOR)
+	return first_tail->compound_dtor == HUGETLB_PAGE_DTOR;
+#else
+	return *((const u8 *)first_tail + offsetof(struct folio, _folio_dtor) -
+		 sizeof(struct page)) == HUGETLB_PAGE_DTOR;
+#endif
+}
 #endif
 
 /* Where NT_PRSTATUS keeps the pid (a nested struct since 5.12). */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 12, 0)
+#ifdef LD_HAS_PRSTATUS_COMMON
 # define ld_prstatus_pid(ps)	((ps)->common.pr_pid)
 #else
 # define ld_prstatus_pid(ps)	((ps)->pr_pid)
 #endif
 
 /* Where this module's own text and data lie (one stretch to 6.3). */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+#ifdef for_each_mod_mem_type
 # define ld_for_each_module_part(add) \
 	do { \
 		for_each_mod_mem_type(type) \

@@ -103,6 +103,6 @@ void ld_truth_compare(const void *content, const struct livedump_page *d)
 		struct page *page = pfn_to_page(d->pfn);
 
 		pr_info("truth: page %llx of class %u (flags %x) differs; now flags %lx mapping %lx\n",
-			d->pfn, d->class_id, d->flags, page->flags, (unsigned long)page->mapping);
+			d->pfn, d->class_id, d->flags, *ld_page_flags(page), (unsigned long)page->mapping);
 	}
 }
