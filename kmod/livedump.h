@@ -14,6 +14,7 @@
  *   pages.c      one state word per page frame: saved, reported, lost
  *   classify.c   what a page is, by its struct page as of the stop
  *   reserve.c    preallocated pages for copies and page tables
+ *   blocks.c     ... which pages those are
  *   truth.c      test builds only: is every page as it was in the stop?
  *
  * All state of the session is static data of the module.  Nothing of it may lie
@@ -42,6 +43,8 @@ struct ld_counters {
 	atomic64_t fault_excluded;
 	atomic64_t copies;
 	atomic64_t lost;
+	atomic64_t lost_writer;		/* of these, by the writer itself */
+	atomic64_t emergency;		/* slots drawn from the emergency part */
 	atomic64_t uncovered_late;	/* found so by the sweep only */
 	atomic64_t reported;
 	atomic64_t tables_split;
@@ -196,9 +199,28 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
 
 /* ---- reserve.c ---- */
 
-int ld_reserve_prepare(u64 limit_bytes);
+/* What a page of the reserve is wanted for. */
+enum ld_use {
+	LD_FOR_STOP,	/* a copy or a table, before or in the stop */
+	LD_FOR_COPY,	/* a copy, by a fault */
+	LD_FOR_TABLE,	/* the table that a fault splits a huge leaf into */
+};
+
+/* Where the reserve lies: what protecting by level costs for it. */
+struct ld_reserve_layout {
+	u32 gigabytes, leaves;	/* how many of 1 GiB and of 2 MiB hold some of it */
+	u32 emergency;
+};
+
+#define LD_RESERVE_MIN	2048U	/* pages */
+#define LD_GIB_ORDER	(30 - PAGE_SHIFT)
+
+int ld_reserve_prepare(u64 pages);
 void ld_reserve_release(void);
-u32 ld_reserve_get(void);		/* LD_NO_SLOT: used up.  NMI-safe. */
+u32 ld_reserve_get(enum ld_use use);	/* LD_NO_SLOT: used up.  NMI-safe. */
+void ld_reserve_mark_writer(void);
+bool ld_reserve_is_writer(void);
+void ld_reserve_get_layout(struct ld_reserve_layout *l);
 void ld_reserve_put(u32 slot);
 void *ld_reserve_page(u32 slot);
 u32 ld_reserve_slot_of(unsigned long pfn);
@@ -209,6 +231,11 @@ u64 ld_reserve_pages(void);
 u64 ld_reserve_low(void);
 u64 ld_reserve_free(void);
 u64 ld_reserve_overhead(void);
+
+/* ---- blocks.c ---- */
+
+u64 ld_reserve_size(u64 limit_bytes, u64 estimate);
+int ld_blocks_add(u64 want, u64 (*add)(void *page));
 
 /* ---- truth.c, test builds only ---- */
 

@@ -154,10 +154,10 @@ void ld_page_lose(unsigned long pfn)
 		atomic64_inc(&ld_counters.lost);
 }
 
-/* False: the reserve is used up.  *count goes up if this call's copy is the one. */
-static bool save_to_reserve(unsigned long pfn, atomic64_t *count)
+/* False: the reserve is used up. */
+static bool save_to_reserve(unsigned long pfn, enum ld_use use)
 {
-	u32 slot = ld_reserve_get();
+	u32 slot = ld_reserve_get(use);
 
 	if (slot == LD_NO_SLOT)
 		return false;
@@ -170,8 +170,8 @@ static bool save_to_reserve(unsigned long pfn, atomic64_t *count)
 	if (leave_untouched(pfn, COPY, slot)) {
 		ld_reserve_queue_copy(slot, pfn);
 		atomic64_inc(&ld_counters.copies);
-		if (count)
-			atomic64_inc(count);
+		if (use == LD_FOR_COPY)
+			atomic64_inc(&ld_counters.fault_copies);
 	} else {
 		ld_reserve_put(slot);
 	}
@@ -204,9 +204,11 @@ void ld_page_save(unsigned long pfn)
 		atomic64_inc(&ld_counters.fault_excluded);
 		return;
 	}
-	if (save_to_reserve(pfn, &ld_counters.fault_copies))
+	if (save_to_reserve(pfn, LD_FOR_COPY))
 		return;
 	ld_page_lose(pfn);
+	if (ld_reserve_is_writer())
+		atomic64_inc(&ld_counters.lost_writer);
 	ld_session_reserve_exhausted();
 }
 
@@ -215,7 +217,7 @@ int ld_page_copy_in_stop(unsigned long pfn)
 {
 	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
 		return 0;
-	return save_to_reserve(pfn, NULL) ? 0 : -ENOSPC;
+	return save_to_reserve(pfn, LD_FOR_STOP) ? 0 : -ENOSPC;
 }
 
 /*

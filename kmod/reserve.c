@@ -3,23 +3,57 @@
  * The reserve: pages allocated before the stop that hold copies and page tables
  * while the machine is frozen.
  *
- * Slots are numbered.  Free slots form a stack whose head carries a tag that
- * grows with every change, so that a compare-and-exchange by a CPU that was
- * interrupted between reading the head and writing it fails even if the same slot is
- * on top again (ABA).  Taking and giving back a slot works from any context,
- * NMI included: no lock, and every step that another context can see is one
- * compare-and-exchange.
+ * Slots are numbered.  Every slot has a home, a stack of free slots to which it always
+ * returns:
  *
- * Slots with a finished copy form a second stack until they are reported.  It is
+ *	one per CPU	half of what its node has, shared out evenly
+ *	one per node	the other half
+ *	emergency	a part that only the way of the dump itself may draw on
+ *
+ * A CPU takes from its own stack, then from its node's, then from other nodes' by
+ * distance, and in the end from other CPUs': while a slot is free anywhere outside the
+ * emergency part, nobody is refused.  A slot is in exactly one place at any time, on a
+ * stack or in the hands of who took it; slots are never moved between stacks in
+ * batches, for these would be out of reach while an NMI or another CPU asks.
+ *
+ * The head of a stack carries a tag that grows with every change, so that a
+ * compare-and-exchange by a CPU that was interrupted between reading the head and
+ * writing it fails even if the same slot is on top again (ABA).  Taking and giving
+ * back works from any context: no lock, and every step that another context can see is
+ * one compare-and-exchange.  An NMI in the middle of ld_reserve_get() on the same CPU
+ * changes the head, and the interrupted one tries again; one that moves to another CPU
+ * only takes from a stack that is not its own any more.
+ *
+ * Slots with a finished copy form a stack of their own until they are reported.  It is
  * only pushed one by one (from anywhere) and emptied as a whole, so it
  * needs no tag.
  *
  * Barriers: cmpxchg and xchg are full barriers.  next[slot] is written before the
  * cmpxchg that publishes the slot as head; whoever reads the slot from the head reads
- * next[slot] after it (address dependency).
+ * next[slot] after it (address dependency).  next[slot] may be stale when the slot has
+ * been taken meanwhile, but it is always the number of a slot, and the tag then makes the
+ * cmpxchg fail.  nr_free is raised before a slot is pushed and lowered after one was
+ * popped, so it is never less than what the stacks hold: 0 means that a search would
+ * find nothing.
+ *
+ * The emergency part
+ * ------------------
+ * When the rest is gone, pages are lost.  Not so those that the dump itself writes on its way
+ * to the target, for what is left of the session depends on it:
+ *
+ *	the writer's processes (ld_reserve_mark_writer())	all of it
+ *	interrupts, kernel threads, PF_MEMALLOC			to a quarter: completions
+ *		and workers of the block layer can't be told from others of their kind
+ *	tables							to a half: without one, up to
+ *		512 pages are lost instead of none
+ *
+ * The bounds are looked at before a slot is taken, so CPUs that come at once may go below
+ * them by one slot each.
  */
 #include <linux/mm.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/topology.h>
 #include <linux/vmalloc.h>
 #include "compat.h"
 #include "livedump.h"
@@ -29,61 +63,206 @@ struct ld_slot {
 	unsigned long pfn;	/* whose copy it holds, while queued */
 	u32 next_free;
 	u32 next_copy;
+	u32 home;		/* index of its stack */
 };
 
-static struct ld_slot *slots;
-static u32 nr_slots;
-/* tag in the upper half, index of the top free slot in the lower */
-static atomic64_t free_head;
-static atomic_t copy_head;
-static atomic_t nr_free, low_free;
+struct ld_stack {
+	atomic64_t head;	/* tag in the upper half, top slot in the lower */
+} __aligned(SMP_CACHE_BYTES);
 
-#define LD_RESERVE_MIN_PAGES	2048U
-#define LD_BLOCK_ORDER		9	/* whole 2 MiB entries stay writable for it */
+/* One allocation holds all that the fault path looks at. */
+static void *memory;
+static size_t memory_bytes;
+static struct ld_slot *slots;
+static struct ld_stack *stacks;
+static u16 *node_of_cpu;	/* [nr_cpu_ids] */
+static u16 *node_order;		/* [nr_node_ids][nr_node_ids], nearest first */
+static u32 nr_slots, nr_emergency;
+
+static atomic_t nr_free, nr_free_emergency, low_free;
+static atomic_t copy_head;
+static struct ld_reserve_layout layout;
+
+#define MAX_WRITERS	8
+static int writers[MAX_WRITERS];	/* thread group IDs */
+
+#define EMERGENCY_MIN	128U
+#define EMERGENCY_MAX	4096U
+
+/* ---- stacks ---- */
 
 static inline u64 head_pack(u32 tag, u32 slot)
 {
 	return ((u64)tag << 32) | slot;
 }
 
-u32 ld_reserve_get(void)
+static inline struct ld_stack *cpu_stack(unsigned int cpu)
 {
+	return &stacks[cpu];
+}
+
+static inline struct ld_stack *node_stack(unsigned int nid)
+{
+	return &stacks[nr_cpu_ids + nid];
+}
+
+static inline struct ld_stack *emergency_stack(void)
+{
+	return &stacks[nr_cpu_ids + nr_node_ids];
+}
+
+static u32 pop(struct ld_stack *st)
+{
+	u64 old = atomic64_read(&st->head);
+
 	for (;;) {
-		u64 old = atomic64_read(&free_head);
 		u32 slot = (u32)old;
-		u32 next;
+		u64 was;
 
 		if (slot == LD_NO_SLOT)
 			return LD_NO_SLOT;
-		next = READ_ONCE(slots[slot].next_free);
-		if (atomic64_cmpxchg(&free_head, old,
-				     head_pack((u32)(old >> 32) + 1, next)) == old) {
-			int left = atomic_dec_return(&nr_free);
-			int low = atomic_read(&low_free);
-
-			while (left < low) {
-				int was = atomic_cmpxchg(&low_free, low, left);
-
-				if (was == low)
-					break;
-				low = was;
-			}
+		was = atomic64_cmpxchg(&st->head, old,
+				       head_pack((u32)(old >> 32) + 1,
+						 READ_ONCE(slots[slot].next_free)));
+		if (was == old)
 			return slot;
-		}
+		old = was;
 	}
+}
+
+static void push(struct ld_stack *st, u32 slot)
+{
+	u64 old = atomic64_read(&st->head);
+
+	for (;;) {
+		u64 was;
+
+		WRITE_ONCE(slots[slot].next_free, (u32)old);
+		was = atomic64_cmpxchg(&st->head, old, head_pack((u32)(old >> 32) + 1, slot));
+		if (was == old)
+			return;
+		old = was;
+	}
+}
+
+static u32 pop_ordinary(void)
+{
+	unsigned int cpu = raw_smp_processor_id(), i;
+	const u16 *order;
+	u32 slot;
+
+	if (!atomic_read(&nr_free))
+		return LD_NO_SLOT;
+	slot = pop(cpu_stack(cpu));
+	if (slot != LD_NO_SLOT)
+		return slot;
+	order = node_order + node_of_cpu[cpu] * nr_node_ids;
+	for (i = 0; i < nr_node_ids; i++) {
+		slot = pop(node_stack(order[i]));
+		if (slot != LD_NO_SLOT)
+			return slot;
+	}
+	for (i = 0; i < nr_cpu_ids; i++) {
+		slot = pop(cpu_stack(i));
+		if (slot != LD_NO_SLOT)
+			return slot;
+	}
+	return LD_NO_SLOT;
+}
+
+/* ---- who may draw on the emergency part ---- */
+
+/* The calling process carries pages away: what it writes on that way is not lost. */
+void ld_reserve_mark_writer(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < MAX_WRITERS; i++) {
+		int was = READ_ONCE(writers[i]);
+
+		if (!was)
+			was = cmpxchg(&writers[i], 0, current->tgid);
+		if (!was || was == current->tgid)
+			return;
+	}
+}
+
+/* Is this one of the processes that carry pages away? */
+bool ld_reserve_is_writer(void)
+{
+	unsigned int i;
+
+	if (!in_task())
+		return false;
+	for (i = 0; i < MAX_WRITERS; i++)
+		if (READ_ONCE(writers[i]) == current->tgid)
+			return true;
+	return false;
+}
+
+/* Could this context be doing the writer's I/O for it? */
+static bool may_be_io(void)
+{
+	return !in_task() || (current->flags & (PF_KTHREAD | PF_MEMALLOC));
+}
+
+static u32 pop_emergency(enum ld_use use)
+{
+	unsigned int left = max(atomic_read(&nr_free_emergency), 0);
+	unsigned int bound = nr_emergency;
+	u32 slot;
+
+	if (use == LD_FOR_STOP)
+		return LD_NO_SLOT;
+	if (use == LD_FOR_TABLE)
+		bound = nr_emergency / 2;
+	if (ld_reserve_is_writer())
+		bound = 0;
+	else if (may_be_io())
+		bound = min(bound, nr_emergency / 4);
+	if (left <= bound)
+		return LD_NO_SLOT;
+	slot = pop(emergency_stack());
+	if (slot != LD_NO_SLOT) {
+		atomic_dec(&nr_free_emergency);
+		atomic64_inc(&ld_counters.emergency);
+	}
+	return slot;
+}
+
+/* ---- taking and giving back ---- */
+
+static void note_low(int left)
+{
+	int low = atomic_read(&low_free);
+
+	while (left < low) {
+		int was = atomic_cmpxchg(&low_free, low, left);
+
+		if (was == low)
+			return;
+		low = was;
+	}
+}
+
+u32 ld_reserve_get(enum ld_use use)
+{
+	u32 slot = pop_ordinary();
+
+	if (slot != LD_NO_SLOT)
+		atomic_dec(&nr_free);
+	else
+		slot = pop_emergency(use);
+	note_low(atomic_read(&nr_free) + atomic_read(&nr_free_emergency));
+	return slot;
 }
 
 void ld_reserve_put(u32 slot)
 {
-	for (;;) {
-		u64 old = atomic64_read(&free_head);
+	struct ld_stack *home = &stacks[slots[slot].home];
 
-		WRITE_ONCE(slots[slot].next_free, (u32)old);
-		if (atomic64_cmpxchg(&free_head, old,
-				     head_pack((u32)(old >> 32) + 1, slot)) == old)
-			break;
-	}
-	atomic_inc(&nr_free);
+	atomic_inc(home == emergency_stack() ? &nr_free_emergency : &nr_free);
+	push(home, slot);
 }
 
 void *ld_reserve_page(u32 slot)
@@ -138,12 +317,17 @@ u64 ld_reserve_low(void)
 
 u64 ld_reserve_free(void)
 {
-	return max(atomic_read(&nr_free), 0);
+	return max(atomic_read(&nr_free), 0) + max(atomic_read(&nr_free_emergency), 0);
 }
 
 u64 ld_reserve_overhead(void)
 {
-	return (u64)nr_slots * sizeof(*slots);
+	return memory_bytes;
+}
+
+void ld_reserve_get_layout(struct ld_reserve_layout *l)
+{
+	*l = layout;
 }
 
 /* Which slot a page frame is, by search: only the rare paths of thaw ask. */
@@ -166,70 +350,153 @@ void ld_reserve_give_away(unsigned long pfn)
 		slots[slot].page = NULL;
 }
 
-static u64 default_limit(void)
-{
-	u64 avail = max(si_mem_available(), 0L);
+/* ---- set-up ---- */
 
-	/* A sixteenth of RAM, but never more than a quarter of what is free. */
-	return min_t(u64, ld_ram_pages / 16, avail / 4) << PAGE_SHIFT;
+static int alloc_memory(u64 want)
+{
+	size_t slot_bytes = ALIGN(array_size(want, sizeof(*slots)), SMP_CACHE_BYTES);
+	size_t stack_bytes = (nr_cpu_ids + nr_node_ids + 1) * sizeof(*stacks);
+	size_t order_bytes = nr_node_ids * nr_node_ids * sizeof(*node_order);
+
+	memory_bytes = slot_bytes + stack_bytes + order_bytes + nr_cpu_ids * sizeof(*node_of_cpu);
+	memory = vzalloc(memory_bytes);
+	if (!memory)
+		return -ENOMEM;
+	slots = memory;
+	stacks = memory + slot_bytes;
+	node_order = memory + slot_bytes + stack_bytes;
+	node_of_cpu = memory + slot_bytes + stack_bytes + order_bytes;
+	ld_wp_add_own(memory, memory_bytes);
+	return 0;
 }
 
-int ld_reserve_prepare(u64 limit_bytes)
+static u64 add_slot(void *page)
 {
-	u64 want = (limit_bytes ? limit_bytes : default_limit()) >> PAGE_SHIFT;
-	u64 avail = max(si_mem_available(), 0L);
-	unsigned int order = LD_BLOCK_ORDER;
-	u32 i;
+	slots[nr_slots++].page = page;
+	return nr_slots;
+}
 
-	/* Leave the node at least half of what it has. */
-	want = min_t(u64, want, avail / 2);
-	want = min_t(u64, want, BIT(24) - 1);	/* what a state word can number */
-	if (want < LD_RESERVE_MIN_PAGES) {
-		pr_err("reserve: %llu pages are too few, at least %u are needed (%llu available)\n",
-		       want, LD_RESERVE_MIN_PAGES, avail);
-		return -ENOMEM;
+static void fill_orders(void)
+{
+	unsigned int cpu, from, i, j;
+
+	for_each_possible_cpu(cpu) {
+		int nid = cpu_to_node(cpu);
+
+		node_of_cpu[cpu] = nid == NUMA_NO_NODE ? 0 : nid;
 	}
+	for (from = 0; from < nr_node_ids; from++) {
+		u16 *order = node_order + from * nr_node_ids;
 
-	slots = vzalloc(array_size(want, sizeof(*slots)));
-	if (!slots)
-		return -ENOMEM;
-	ld_wp_add_own(slots, array_size(want, sizeof(*slots)));
-	nr_slots = 0;
-	while (nr_slots < want) {
-		struct page *page;
-
-		while (order && want - nr_slots < (1U << order))
-			order--;
-		page = alloc_pages(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, order);
-		if (!page) {
-			if (!order)
-				break;
-			order--;
-			continue;
+		/* By insertion: a handful of nodes, seldom more. */
+		for (i = 0; i < nr_node_ids; i++) {
+			for (j = i; j && node_distance(from, order[j - 1]) >
+					node_distance(from, i); j--)
+				order[j] = order[j - 1];
+			order[j] = i;
 		}
-		if (order)
-			split_page(page, order);
-		for (i = 0; i < (1U << order); i++)
-			slots[nr_slots++].page = page_address(page + i);
-		cond_resched();
 	}
-	if (nr_slots < LD_RESERVE_MIN_PAGES) {
-		ld_reserve_release();
+}
+
+/* The home of the nth slot of a node, of which it has nr. */
+static u32 home_of(int nid, u32 n, u32 nr)
+{
+	u32 share = nr / 2 / max(nr_cpus_node(nid), 1U);
+	u32 cpu;
+
+	for_each_cpu(cpu, cpumask_of_node(nid)) {
+		if (!share || !cpu_online(cpu))
+			continue;
+		if (n < share)
+			return cpu;
+		n -= share;
+	}
+	return nr_cpu_ids + nid;
+}
+
+static int fill_stacks(void)
+{
+	u32 *seen = kcalloc(2 * nr_node_ids, sizeof(*seen), GFP_KERNEL);
+	u32 *nr = seen + nr_node_ids, i;
+
+	if (!seen)
 		return -ENOMEM;
+	for (i = 0; i < nr_cpu_ids + nr_node_ids + 1; i++)
+		atomic64_set(&stacks[i].head, head_pack(0, LD_NO_SLOT));
+	nr_emergency = clamp(nr_slots / 16, EMERGENCY_MIN, EMERGENCY_MAX);
+	for (i = nr_emergency; i < nr_slots; i++)
+		nr[page_to_nid(virt_to_page(slots[i].page))]++;
+	for (i = 0; i < nr_slots; i++) {
+		int nid = page_to_nid(virt_to_page(slots[i].page));
+
+		if (i < nr_emergency)
+			slots[i].home = nr_cpu_ids + nr_node_ids;
+		else
+			slots[i].home = home_of(nid, seen[nid]++, nr[nid]);
+		push(&stacks[slots[i].home], i);
 	}
-	for (i = 0; i < nr_slots; i++)
-		slots[i].next_free = i + 1 < nr_slots ? i + 1 : LD_NO_SLOT;
-	atomic64_set(&free_head, head_pack(0, 0));
+	kfree(seen);
+	atomic_set(&nr_free_emergency, nr_emergency);
+	atomic_set(&nr_free, nr_slots - nr_emergency);
+	atomic_set(&low_free, nr_slots);
 	atomic_set(&copy_head, (int)LD_NO_SLOT);
 	taken = LD_NO_SLOT;
-	atomic_set(&nr_free, nr_slots);
-	atomic_set(&low_free, nr_slots);
+	return 0;
+}
+
+static void mark_pages(void)
+{
+	unsigned long gib = ULONG_MAX, leaf = ULONG_MAX;
+	u32 i;
+
+	memset(&layout, 0, sizeof(layout));
 	for (i = 0; i < nr_slots; i++) {
 		unsigned long pfn = __pa(slots[i].page) >> PAGE_SHIFT;
 
+		/* They come in blocks, sorted within a node: neighbours follow each other. */
+		layout.gigabytes += pfn >> LD_GIB_ORDER != gib;
+		layout.leaves += pfn >> 9 != leaf;
+		gib = pfn >> LD_GIB_ORDER;
+		leaf = pfn >> 9;
 		set_bit(pfn, ld_hot);
 		set_bit(pfn, ld_self);
 	}
+	layout.emergency = nr_emergency;
+}
+
+/**
+ * ld_reserve_prepare() - allocate the reserve
+ * @pages: how many pages it should have, see ld_reserve_size()
+ *
+ * Context: process context; may sleep.
+ * Return: 0; -ENOMEM if there are too few, and then nothing is kept.
+ */
+int ld_reserve_prepare(u64 pages)
+{
+	int err;
+
+	if (pages < LD_RESERVE_MIN) {
+		pr_err("reserve: %llu pages are too few, at least %u are needed (%llu available)\n",
+		       pages, LD_RESERVE_MIN, (u64)max(si_mem_available(), 0L));
+		return -ENOMEM;
+	}
+	memset(writers, 0, sizeof(writers));
+	nr_slots = 0;
+	err = alloc_memory(pages);
+	if (err)
+		return err;
+	fill_orders();
+	err = ld_blocks_add(pages, add_slot);
+	if (!err && nr_slots < LD_RESERVE_MIN) {
+		pr_err("reserve: only %u of %llu pages could be allocated\n", nr_slots, pages);
+		err = -ENOMEM;
+	}
+	err = err ?: fill_stacks();
+	if (err) {
+		ld_reserve_release();
+		return err;
+	}
+	mark_pages();
 	return 0;
 }
 
@@ -238,7 +505,7 @@ void ld_reserve_release(void)
 {
 	u32 i;
 
-	if (!slots)
+	if (!memory)
 		return;
 	for (i = 0; i < nr_slots; i++) {
 		if (slots[i].page)
@@ -246,7 +513,8 @@ void ld_reserve_release(void)
 		if (!(i % 1024))
 			cond_resched();
 	}
-	vfree(slots);
+	vfree(memory);
+	memory = NULL;
 	slots = NULL;
 	nr_slots = 0;
 }

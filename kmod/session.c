@@ -112,7 +112,7 @@ static int prepare_parts(const struct livedump_prepare *arg)
 
 	err = err ?: ld_pages_prepare(arg->exclude, arg->flags & LIVEDUMP_PREPARE_KEEP);
 	err = err ?: ld_alias_prepare();
-	err = err ?: ld_reserve_prepare(arg->reserve_bytes);
+	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, 0));
 	err = err ?: ld_notes_prepare();
 	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
@@ -120,6 +120,7 @@ static int prepare_parts(const struct livedump_prepare *arg)
 
 int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 {
+	struct ld_reserve_layout layout;
 	u64 start = ktime_get_ns();
 	int err;
 
@@ -145,14 +146,16 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 		s.state = LIVEDUMP_STATE_IDLE;
 		goto out;
 	}
+	ld_reserve_mark_writer();
 	s.state = LIVEDUMP_STATE_PREPARED;
 	arg->max_pfn = ld_max_pfn;
 	arg->ram_pages = ld_ram_pages;
 	arg->reserve_pages = ld_reserve_pages();
 	arg->overhead_bytes = ld_pages_overhead() + ld_reserve_overhead();
 	arg->prepare_ns = ktime_get_ns() - start;
-	pr_info("session %pUb: prepared, %lu pages of RAM, reserve of %llu pages\n",
-		s.uuid, ld_ram_pages, ld_reserve_pages());
+	ld_reserve_get_layout(&layout);
+	pr_info("session %pUb: prepared, %lu pages of RAM, reserve of %llu pages in %u blocks of 2 MiB, %u of 1 GiB\n",
+		s.uuid, ld_ram_pages, ld_reserve_pages(), layout.leaves, layout.gigabytes);
 out:
 	up_write(&lock);
 	return err;
@@ -370,6 +373,7 @@ int ld_session_next(struct file *owner, struct livedump_next *arg)
 	err = -EINVAL;
 	if (s.state != LIVEDUMP_STATE_FROZEN)
 		goto out;
+	ld_reserve_mark_writer();
 	if (atomic_inc_return(&s.next_callers) > MAX_NEXT_CALLERS) {
 		err = -EUSERS;
 	} else {

@@ -198,7 +198,7 @@ static void fill_pieces(ld_entry *table, ld_entry v, int level)
  */
 bool ld_split_leaf(ld_entry *e, ld_entry v, int level, u32 *used)
 {
-	u32 slot = ld_reserve_get();
+	u32 slot = ld_reserve_get(used ? LD_FOR_STOP : LD_FOR_TABLE);
 	ld_entry *table;
 
 	if (slot == LD_NO_SLOT)
