@@ -32,8 +32,28 @@ func (r *LiveDumpReconciler) record(dump *v1alpha1.LiveDump, eventType, reason, 
 	r.Recorder.Eventf(dump, nil, eventType, reason, action, "%s", note)
 }
 
+// recordOnNode records that a dump of the node began or ended, for whoever looks at the node and
+// wonders about a short stop or about memory that was in use.
+func (r *LiveDumpReconciler) recordOnNode(node *corev1.Node, dump *v1alpha1.LiveDump, c *metav1.Condition) {
+	if node == nil {
+		return
+	}
+	switch {
+	case c.Type == v1alpha1.ConditionAccepted && c.Status == metav1.ConditionTrue:
+		r.Recorder.Eventf(node, dump, corev1.EventTypeNormal, "LiveDumpAccepted", "Dump",
+			"LiveDump %s is about to freeze this node's memory for a moment", reference(dump))
+	case c.Type == v1alpha1.ConditionSucceeded && c.Status == metav1.ConditionTrue:
+		r.Recorder.Eventf(node, dump, corev1.EventTypeNormal, "LiveDumpSucceeded", "Dump",
+			"LiveDump %s of this node is complete", reference(dump))
+	case c.Type == v1alpha1.ConditionSucceeded && c.Status == metav1.ConditionFalse && dump.Status.StartTime != nil:
+		r.Recorder.Eventf(node, dump, corev1.EventTypeWarning, "LiveDumpEnded", "Dump",
+			"LiveDump %s of this node ended with %s", reference(dump), c.Reason)
+	}
+}
+
 // tell records an event for each step from the status before to the one after.
-func (r *LiveDumpReconciler) tell(before *v1alpha1.LiveDump, after v1alpha1.LiveDumpStatus) {
+func (r *LiveDumpReconciler) tell(seen *observation, after v1alpha1.LiveDumpStatus) {
+	before := seen.dump
 	for _, t := range told {
 		is := meta.FindStatusCondition(after.Conditions, t.conditionType)
 		was := condition(before, t.conditionType)
@@ -41,8 +61,9 @@ func (r *LiveDumpReconciler) tell(before *v1alpha1.LiveDump, after v1alpha1.Live
 			continue
 		}
 		if t.conditionType == v1alpha1.ConditionSucceeded && is.Status != metav1.ConditionUnknown {
-			recordEnd(is)
+			recordEnd(is, &after)
 		}
+		r.recordOnNode(seen.node, before, is)
 		switch {
 		case is.Status == metav1.ConditionUnknown && is.Reason != v1alpha1.ReasonWaitingInLine:
 			// still on the way

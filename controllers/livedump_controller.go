@@ -106,7 +106,7 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 	if err := r.applyStatus(ctx, dump, next.status); err != nil {
 		return fmt.Errorf("writing status: %w", err)
 	}
-	r.tell(seen.dump, next.status)
+	r.tell(seen, next.status)
 
 	switch next.holder {
 	case ensure:

@@ -62,3 +62,13 @@ const (
 	ReasonVerifyFailed        = "VerifyFailed" // what was read back differs from what was written
 	ReasonInternalError       = "InternalError"
 )
+
+// FailureReasons are all reasons with which a LiveDump ends without success.
+var FailureReasons = []string{
+	ReasonNamespaceNotAllowed, ReasonNodeNotFound, ReasonNodeNotReady, ReasonNodeRebooted, ReasonUnsupportedNode,
+	ReasonTargetNotFound, ReasonTargetWrongMode, ReasonTargetWrongNode, ReasonTargetTooSmall, ReasonTargetInUse,
+	ReasonTargetNotEmpty, ReasonTargetNotBound, ReasonTargetInvalid,
+	ReasonModuleNotFound, ReasonModuleRejected, ReasonLockedDown, ReasonUnsupportedKernel,
+	ReasonStopFailed, ReasonOutOfMemory, ReasonReserveExhausted, ReasonDeadlineExceeded, ReasonCanceled,
+	ReasonAgentLost, ReasonIOError, ReasonVerifyFailed, ReasonInternalError,
+}

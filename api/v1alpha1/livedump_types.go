@@ -214,9 +214,9 @@ type Progress struct {
 
 // PageClassCount is the number of pages of one class as of the stop.
 type PageClassCount struct {
-	// class as in the module: Kernel, Cache, CachePrivate, User, Hugetlb, Free, Offline, Hwpoison, Self, Unmapped.
+	// class as in the module.
 	// +required
-	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Enum=Kernel;Cache;CachePrivate;User;Hugetlb;Free;Offline;Hwpoison;Self;Unmapped
 	Class string `json:"class,omitempty"`
 	// pages of this class.
 	// +required
@@ -225,6 +225,42 @@ type PageClassCount struct {
 	// +optional
 	// +kubebuilder:validation:Enum=Dumped;Excluded
 	Disposition string `json:"disposition,omitempty"`
+}
+
+// Step of a dump, as the agent goes through them.
+// +kubebuilder:validation:Enum=CheckingTarget;LoadingModule;Preparing;Freezing;Writing;Thawing;Finishing;Verifying
+type Step string
+
+// The steps in their order.
+const (
+	StepTarget  Step = "CheckingTarget"
+	StepModule  Step = "LoadingModule"
+	StepPrepare Step = "Preparing"
+	StepFreeze  Step = "Freezing"
+	StepWrite   Step = "Writing"
+	StepThaw    Step = "Thawing"
+	StepFinish  Step = "Finishing"
+	StepVerify  Step = "Verifying"
+)
+
+// StepDuration is how long the agent took for one step of a dump.
+type StepDuration struct {
+	// name of the step.
+	// +required
+	Name Step `json:"name,omitempty"`
+	// milliseconds that it took.
+	// +required
+	Milliseconds int64 `json:"milliseconds"`
+}
+
+// ReserveUse is what the session needed of its reserve, in pages.
+type ReserveUse struct {
+	// pages that the reserve had.
+	// +required
+	Pages int64 `json:"pages"`
+	// usedPages is the most that was in use at any time.
+	// +required
+	UsedPages int64 `json:"usedPages"`
 }
 
 // Result of a finished dump. All numbers were measured.
@@ -256,6 +292,18 @@ type Result struct {
 	// so they may not be from the one instant.
 	// +optional
 	PagesUncovered int64 `json:"pagesUncovered"`
+	// faults that the session took while memory was frozen, each a write to a page that was not saved yet.
+	// +optional
+	Faults int64 `json:"faults,omitempty"`
+	// reserve is what the session needed of its reserve.
+	// +optional
+	Reserve *ReserveUse `json:"reserve,omitempty"`
+	// steps of the dump in their order.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=16
+	Steps []StepDuration `json:"steps,omitempty"`
 	// pagesByClass of all RAM, as of the stop.
 	// +optional
 	// +listType=map

@@ -23,6 +23,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -169,6 +170,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	placement := &controllers.PlacementReconciler{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Clock: clock.RealClock{}, Linger: controllers.DefaultLinger}
 	if err := controllers.SetupWithManager(mgr, live, placement); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
+	}
+	if err := metrics.Registry.Register(controllers.Inventory{Reader: mgr.GetClient()}); err != nil {
+		return fmt.Errorf("setting up the metrics: %w", err)
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return err

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,7 +65,13 @@ func (w APIStatus) Write(ctx context.Context, p Part) error {
 	if r := p.Result; r != nil {
 		result := applyv1alpha1.Result().WithFormat(r.Format).WithSizeBytes(r.SizeBytes).WithSHA256(r.SHA256).
 			WithFreezeMicroseconds(r.FreezeMicroseconds).WithPagesDumped(r.PagesDumped).WithPagesLost(r.PagesLost).
-			WithPagesUncovered(r.PagesUncovered).WithDevice(r.Device)
+			WithPagesUncovered(r.PagesUncovered).WithFaults(r.Faults).WithDevice(r.Device)
+		if r.Reserve != nil {
+			result.WithReserve(applyv1alpha1.ReserveUse().WithPages(r.Reserve.Pages).WithUsedPages(r.Reserve.UsedPages))
+		}
+		for _, step := range r.Steps {
+			result.WithSteps(applyv1alpha1.StepDuration().WithName(step.Name).WithMilliseconds(step.Milliseconds))
+		}
 		if r.FrozenAt != nil {
 			result.WithFrozenAt(*r.FrozenAt)
 		}
@@ -113,6 +120,9 @@ func resultOf(r *engine.Report) *v1alpha1.Result {
 		PagesDumped:        int64(r.PagesDumped),
 		PagesLost:          int64(r.LostPages),
 		PagesUncovered:     int64(r.UncoveredPages),
+		Faults:             int64(r.Faults),
+		Reserve:            &v1alpha1.ReserveUse{Pages: int64(r.ReservePages), UsedPages: int64(r.ReservePages - min(r.ReserveLow, r.ReservePages))},
+		Steps:              stepsOf(r),
 		Device:             r.Device,
 	}
 	if r.FrozenAt != nil {
@@ -128,6 +138,21 @@ func resultOf(r *engine.Report) *v1alpha1.Result {
 			Pages: int64(r.ClassPages(c)), Disposition: disposition})
 	}
 	return result
+}
+
+// stepsOf are the durations by step; a step that was taken several times has their sum.
+func stepsOf(r *engine.Report) []v1alpha1.StepDuration {
+	var steps []v1alpha1.StepDuration
+	for _, step := range r.Steps {
+		took := time.Duration(step.NS).Milliseconds()
+		i := slices.IndexFunc(steps, func(s v1alpha1.StepDuration) bool { return string(s.Name) == step.Name })
+		if i >= 0 {
+			steps[i].Milliseconds += took
+			continue
+		}
+		steps = append(steps, v1alpha1.StepDuration{Name: v1alpha1.Step(step.Name), Milliseconds: took})
+	}
+	return steps
 }
 
 // clone has conditions of its own.

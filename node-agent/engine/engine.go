@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
@@ -62,20 +63,21 @@ type Options struct {
 }
 
 // Step of a dump.
-type Step string
+type Step = v1alpha1.Step
 
 // The steps, in their order.
 const (
-	StepTarget    Step = "CheckingTarget"
-	StepModule    Step = "LoadingModule"
-	StepPrepare   Step = "Preparing"
-	StepFreeze    Step = "Freezing"
-	StepWrite     Step = "Writing"
-	StepThaw      Step = "Thawing"
-	StepFinish    Step = "Finishing"
-	StepVerify    Step = "Verifying"
-	progressEvery      = 250 * time.Millisecond
+	StepTarget  = v1alpha1.StepTarget
+	StepModule  = v1alpha1.StepModule
+	StepPrepare = v1alpha1.StepPrepare
+	StepFreeze  = v1alpha1.StepFreeze
+	StepWrite   = v1alpha1.StepWrite
+	StepThaw    = v1alpha1.StepThaw
+	StepFinish  = v1alpha1.StepFinish
+	StepVerify  = v1alpha1.StepVerify
 )
+
+const progressEvery = 250 * time.Millisecond
 
 // Progress of a dump.
 type Progress struct {

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,12 +29,12 @@ func TestDumpToAnUnboundClaim(t *testing.T) {
 	dump := w.create("dump", nil)
 	w.await(dump, v1alpha1.ConditionAccepted, metav1.ConditionTrue, v1alpha1.ReasonAccepted)
 	fresh := w.get(dump)
-	types := sets.New[string]()
+	set := sets.New[string]()
 	for _, c := range fresh.Status.Conditions {
-		types.Insert(c.Type)
+		set.Insert(c.Type)
 	}
-	if want := sets.New("Accepted", "TargetReady", "AgentReady", "ModuleLoaded", "Captured", "Succeeded"); !types.Equal(want) {
-		t.Errorf("conditions after the first reconcile: %v, want %v", types, want)
+	if want := sets.New("Accepted", "TargetReady", "AgentReady", "ModuleLoaded", "Captured", "Succeeded"); !set.Equal(want) {
+		t.Errorf("conditions after the first reconcile: %v, want %v", set, want)
 	}
 	if fresh.Status.StartTime == nil || fresh.Status.Node.BootID != "boot-1" || fresh.Status.Node.KernelRelease != "6.1.0-test" || fresh.Status.ObservedGeneration != fresh.Generation {
 		t.Errorf("status at acceptance: %+v", fresh.Status)
@@ -73,18 +74,26 @@ func TestDumpToAnUnboundClaim(t *testing.T) {
 	w.awaitReleased(dump)
 	w.awaitLabel(false)
 	w.awaitEvents(ended, "Accepted", "Attached", "AgentReady", "Complete")
+	node := &corev1.Node{}
+	w.must(admin.Get(w.ctx, client.ObjectKey{Name: w.node}, node))
+	w.awaitEventsIn(metav1.NamespaceDefault, node.UID, "LiveDumpAccepted", "LiveDumpSucceeded")
 }
 
 func (w *world) awaitEvents(dump *v1alpha1.LiveDump, reasons ...string) {
 	w.t.Helper()
+	w.awaitEventsIn(dumpNamespace, dump.UID, reasons...)
+}
+
+func (w *world) awaitEventsIn(namespace string, regarding types.UID, reasons ...string) {
+	w.t.Helper()
 	eventually(w.t, func() error {
 		list := &eventsv1.EventList{}
-		if err := admin.List(w.ctx, list, client.InNamespace(dumpNamespace)); err != nil {
+		if err := admin.List(w.ctx, list, client.InNamespace(namespace)); err != nil {
 			return err
 		}
 		got := sets.New[string]()
 		for _, e := range list.Items {
-			if e.Regarding.UID == dump.UID {
+			if e.Regarding.UID == regarding {
 				got.Insert(e.Reason)
 			}
 		}

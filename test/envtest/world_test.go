@@ -308,7 +308,10 @@ func complete() *applyv1alpha1.LiveDumpStatusApplyConfiguration {
 		agentCondition(v1alpha1.ConditionModuleLoaded, metav1.ConditionTrue, "Loaded", "the module is loaded"),
 		agentCondition(v1alpha1.ConditionCaptured, metav1.ConditionTrue, v1alpha1.ReasonComplete, "verified")).
 		WithResult(applyv1alpha1.Result().WithFormat("kdump-compressed v6").WithSizeBytes(123456).WithPagesDumped(1000).
-			WithPagesLost(0).WithPagesUncovered(0).WithFreezeMicroseconds(900).
+			WithPagesLost(0).WithPagesUncovered(0).WithFreezeMicroseconds(900).WithFaults(77).
+			WithReserve(applyv1alpha1.ReserveUse().WithPages(4096).WithUsedPages(100)).
+			WithSteps(applyv1alpha1.StepDuration().WithName(v1alpha1.StepWrite).WithMilliseconds(1200)).
+			WithPagesByClass(applyv1alpha1.PageClassCount().WithClass("Kernel").WithPages(1000).WithDisposition("Dumped")).
 			WithSHA256("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"))
 }
 

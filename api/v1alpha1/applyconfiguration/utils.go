@@ -36,8 +36,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ProgressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Reserve"):
 		return &apiv1alpha1.ReserveApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ReserveUse"):
+		return &apiv1alpha1.ReserveUseApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Result"):
 		return &apiv1alpha1.ResultApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("StepDuration"):
+		return &apiv1alpha1.StepDurationApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Target"):
 		return &apiv1alpha1.TargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("TargetStatus"):

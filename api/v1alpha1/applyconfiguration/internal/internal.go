@@ -337,12 +337,24 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: limitBytes
       type:
         scalar: numeric
+- name: io.livedump.api.v1alpha1.ReserveUse
+  map:
+    fields:
+    - name: pages
+      type:
+        scalar: numeric
+    - name: usedPages
+      type:
+        scalar: numeric
 - name: io.livedump.api.v1alpha1.Result
   map:
     fields:
     - name: device
       type:
         scalar: string
+    - name: faults
+      type:
+        scalar: numeric
     - name: format
       type:
         scalar: string
@@ -369,12 +381,34 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: pagesUncovered
       type:
         scalar: numeric
+    - name: reserve
+      type:
+        namedType: io.livedump.api.v1alpha1.ReserveUse
     - name: sha256
       type:
         scalar: string
     - name: sizeBytes
       type:
         scalar: numeric
+    - name: steps
+      type:
+        list:
+          elementType:
+            namedType: io.livedump.api.v1alpha1.StepDuration
+          elementRelationship: associative
+          keys:
+          - name
+- name: io.livedump.api.v1alpha1.Step
+  scalar: string
+- name: io.livedump.api.v1alpha1.StepDuration
+  map:
+    fields:
+    - name: milliseconds
+      type:
+        scalar: numeric
+    - name: name
+      type:
+        namedType: io.livedump.api.v1alpha1.Step
 - name: io.livedump.api.v1alpha1.Target
   map:
     fields:

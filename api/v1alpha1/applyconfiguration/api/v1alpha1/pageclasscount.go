@@ -9,7 +9,7 @@ package v1alpha1
 //
 // PageClassCount is the number of pages of one class as of the stop.
 type PageClassCountApplyConfiguration struct {
-	// class as in the module: Kernel, Cache, CachePrivate, User, Hugetlb, Free, Offline, Hwpoison, Self, Unmapped.
+	// class as in the module.
 	Class *string `json:"class,omitempty"`
 	// pages of this class.
 	Pages *int64 `json:"pages,omitempty"`

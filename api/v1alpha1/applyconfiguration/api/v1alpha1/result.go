@@ -30,6 +30,12 @@ type ResultApplyConfiguration struct {
 	// pagesUncovered are in the dump but can be written through mappings that are not protected,
 	// so they may not be from the one instant.
 	PagesUncovered *int64 `json:"pagesUncovered,omitempty"`
+	// faults that the session took while memory was frozen, each a write to a page that was not saved yet.
+	Faults *int64 `json:"faults,omitempty"`
+	// reserve is what the session needed of its reserve.
+	Reserve *ReserveUseApplyConfiguration `json:"reserve,omitempty"`
+	// steps of the dump in their order.
+	Steps []StepDurationApplyConfiguration `json:"steps,omitempty"`
 	// pagesByClass of all RAM, as of the stop.
 	PagesByClass []PageClassCountApplyConfiguration `json:"pagesByClass,omitempty"`
 	// device identifies the block device that holds the dump.
@@ -103,6 +109,35 @@ func (b *ResultApplyConfiguration) WithPagesLost(value int64) *ResultApplyConfig
 // If called multiple times, the PagesUncovered field is set to the value of the last call.
 func (b *ResultApplyConfiguration) WithPagesUncovered(value int64) *ResultApplyConfiguration {
 	b.PagesUncovered = &value
+	return b
+}
+
+// WithFaults sets the Faults field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Faults field is set to the value of the last call.
+func (b *ResultApplyConfiguration) WithFaults(value int64) *ResultApplyConfiguration {
+	b.Faults = &value
+	return b
+}
+
+// WithReserve sets the Reserve field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Reserve field is set to the value of the last call.
+func (b *ResultApplyConfiguration) WithReserve(value *ReserveUseApplyConfiguration) *ResultApplyConfiguration {
+	b.Reserve = value
+	return b
+}
+
+// WithSteps adds the given value to the Steps field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Steps field.
+func (b *ResultApplyConfiguration) WithSteps(values ...*StepDurationApplyConfiguration) *ResultApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithSteps")
+		}
+		b.Steps = append(b.Steps, *values[i])
+	}
 	return b
 }
 
