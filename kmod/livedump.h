@@ -3,6 +3,7 @@
  * livedump - what the parts of the module know of each other.
  *
  *   chardev.c    /dev/livedump: checks arguments, calls the session
+ *   vmcore.c     /dev/livedump-vmcore: the frozen machine as an ELF core
  *   session.c    the state machine; owns every resource of a session
  *   stop.c       holds all CPUs for the one instant
  *   notes.c      registers of every CPU, VMCOREINFO
@@ -68,10 +69,25 @@ void ld_session_exit(void);
 /* The reserve is used up.  Called from the fault path. */
 void ld_session_reserve_exhausted(void);
 
+/*
+ * For readers of the frozen memory besides NEXT.  Between the two calls it stays
+ * frozen and no session ends, so there must be little between them.  *session: 0, then
+ * it is filled in; else it must still be that session.  -ENODATA: none is frozen that
+ * keeps its pages, or it has failed.
+ */
+int ld_session_read_begin(u64 *session);
+void ld_session_read_end(void);
+
 /* ---- chardev.c ---- */
 
 int ld_chardev_register(void);
 void ld_chardev_unregister(void);
+
+/* ---- vmcore.c ---- */
+
+int ld_vmcore_register(void);
+void ld_vmcore_unregister(void);
+void ld_vmcore_release(void);
 
 /* ---- stop.c ---- */
 
@@ -187,6 +203,12 @@ struct ld_cursor {
 int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
 		 struct livedump_page *out);
 void ld_cursor_return(struct ld_cursor *cur);
+/*
+ * Reads any page of a session that keeps its pages.  1: its content; 0: its class is
+ * left out, nothing was read; -EIO: its content is gone.
+ */
+int ld_page_read(unsigned long pfn, void *dst);
+bool ld_page_is_wanted(unsigned long pfn);	/* RAM, of a class that is not left out */
 void ld_pages_classified(void);
 
 bool ld_copy_page_safe(void *dst, const void *src);

@@ -6,12 +6,20 @@
 
 static int __init ld_init(void)
 {
-	return ld_chardev_register();
+	int err = ld_chardev_register();
+
+	if (err)
+		return err;
+	err = ld_vmcore_register();
+	if (err)
+		ld_chardev_unregister();
+	return err;
 }
 
 static void __exit ld_exit(void)
 {
 	/* No file is open any more, so there is no session. */
+	ld_vmcore_unregister();
 	ld_chardev_unregister();
 	ld_session_exit();
 }

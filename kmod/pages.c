@@ -358,6 +358,49 @@ static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out
 	return true;
 }
 
+bool ld_page_is_wanted(unsigned long pfn)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	return w_state(w) != NOT_RAM && !ld_class_excluded(w & W_CLASS_MASK);
+}
+
+int ld_page_read(unsigned long pfn, void *dst)
+{
+	struct livedump_page d = { .pfn = pfn };
+	bool was_protected;
+	u32 w;
+
+	for (;;) {
+		if (!ld_page_is_wanted(pfn))
+			return 0;
+		w = (u32)atomic_read(&words[pfn]);
+		if (w_state(w) == COPY) {
+			memcpy(dst, ld_reserve_page(w_slot(w)), PAGE_SIZE);
+			break;
+		}
+		if (w_state(w) != UNTOUCHED)
+			return -EIO;
+		if (!ld_copy_page_safe(dst, pfn_va(pfn))) {
+			ld_page_lose(pfn);	/* as the sweep does */
+			continue;
+		}
+		was_protected = ld_wp_is_protected((unsigned long)pfn_va(pfn));
+		/* Pairs with the cmpxchg of leave_untouched(), which comes before a release. */
+		smp_rmb();
+		if (w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
+			continue;	/* it may have been written meanwhile */
+		if (!was_protected && !test_and_set_bit(pfn, ld_uncovered))
+			atomic64_inc(&ld_counters.uncovered_late);
+		break;
+	}
+	if (test_bit(pfn, ld_uncovered))
+		d.flags = LIVEDUMP_PAGE_UNCOVERED;
+	d.class_id = w & W_CLASS_MASK;
+	ld_truth_compare(dst, &d);
+	return 1;
+}
+
 static bool next_stretch(struct ld_cursor *cur, unsigned long stretch)
 {
 	spin_lock(&returned_lock);

@@ -37,6 +37,8 @@ static struct {
 	atomic_t failure;		/* enum livedump_failure */
 	u8 uuid[16];
 	u64 deadline_ms;
+	bool keep;			/* LIVEDUMP_PREPARE_KEEP */
+	u64 number;			/* of the sessions since the module was loaded */
 	struct ld_stop_times times;
 	u64 stop_copies;
 	u64 class_pages[LIVEDUMP_CLASS_SLOTS];
@@ -46,6 +48,8 @@ static struct {
 	u64 reserve_pages, reserve_low;
 	atomic_t next_callers;
 } s;
+
+static u64 sessions;			/* prepared since the module was loaded */
 
 /* Called from the fault path: one store, no lock. */
 void ld_session_reserve_exhausted(void)
@@ -69,6 +73,7 @@ static void end_session(void)
 	s.reserve_pages = ld_reserve_pages() ?: s.reserve_pages;
 	if (ld_reserve_pages())
 		s.reserve_low = ld_reserve_low();
+	ld_vmcore_release();
 	ld_wp_release();
 	ld_alias_release();
 	ld_reserve_release();
@@ -135,6 +140,8 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 		goto out;
 	}
 	memset(&s, 0, sizeof(s));
+	s.number = ++sessions;
+	s.keep = arg->flags & LIVEDUMP_PREPARE_KEEP;
 	s.owner = owner;
 	s.mode = arg->mode;
 	s.deadline_ms = arg->deadline_ms ?: DEFAULT_DEADLINE_MS;
@@ -386,6 +393,23 @@ int ld_session_next(struct file *owner, struct livedump_next *arg)
 out:
 	up_read(&lock);
 	return err;
+}
+
+int ld_session_read_begin(u64 *session)
+{
+	down_read(&lock);
+	if (s.state == LIVEDUMP_STATE_FROZEN && s.keep && !atomic_read(&s.failure) &&
+	    (!*session || *session == s.number)) {
+		*session = s.number;
+		return 0;
+	}
+	up_read(&lock);
+	return -ENODATA;
+}
+
+void ld_session_read_end(void)
+{
+	up_read(&lock);
 }
 
 int ld_session_stats(struct file *owner, struct livedump_stats *arg)

@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,7 +34,7 @@ type dumpFlags struct {
 	moduleFile string
 	report     string
 	keepModule bool
-	pauseAt    string
+	pauseAt    []engine.Step
 	timeout    time.Duration
 	policy     blockdev.Policy
 	options    engine.Options
@@ -64,7 +66,14 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	flags.IntVar(&d.options.Readers, "readers", 0, "`goroutines` that fetch pages (0: one for each CPU, at most 4)")
 	flags.DurationVar(&d.timeout, "timeout", 30*time.Minute, "longest `time` for the whole dump")
 	flags.DurationVar(&d.options.Deadline, "deadline", 0, "longest `time` that memory stays frozen, kept by the kernel (0: that of --timeout)")
-	flags.StringVar(&d.pauseAt, "pause-at", "", "for tests: `step` before which to print its name and wait for a line on standard input")
+	flags.BoolVar(&d.options.KeepPages, "keep-pages", false, "let /dev/livedump-vmcore show the frozen memory until the thaw; takes a larger reserve")
+	flags.Func("pause-at", "for tests: `steps`, separated by commas, before each of which to print its name and wait for a line on standard input",
+		func(list string) error {
+			for _, s := range strings.Split(list, ",") {
+				d.pauseAt = append(d.pauseAt, engine.Step(s))
+			}
+			return nil
+		})
 	logLevel := flags.String("log-level", "info", "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -158,8 +167,8 @@ func dump(args []string, out io.Writer) error {
 	}
 	defer unlock()
 	d.options.Progress = printProgress(d.log)
-	if d.pauseAt != "" {
-		d.options.OnStep = pauseAt(engine.Step(d.pauseAt), os.Stdout, os.Stdin)
+	if len(d.pauseAt) > 0 {
+		d.options.OnStep = pauseAt(d.pauseAt, os.Stdout, os.Stdin)
 	}
 	e := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy})
 	report, dumpErr := e.Dump(ctx, d.options)
@@ -211,9 +220,9 @@ func printProgress(log *slog.Logger) func(engine.Progress) {
 
 // pauseAt lets a test stop the dump at a known place: it prints the step's name and waits for a line, or for the end
 // of the dump's time.
-func pauseAt(at engine.Step, out io.Writer, in io.Reader) func(context.Context, engine.Step) {
+func pauseAt(at []engine.Step, out io.Writer, in io.Reader) func(context.Context, engine.Step) {
 	return func(ctx context.Context, s engine.Step) {
-		if s != at {
+		if !slices.Contains(at, s) {
 			return
 		}
 		fmt.Fprintf(out, "paused before %s\n", s)

@@ -108,7 +108,7 @@ func TestPauseAt(t *testing.T) {
 	in, release := io.Pipe()
 	var out bytes.Buffer
 	said, say := io.Pipe()
-	pause := pauseAt(engine.StepWrite, say, in)
+	pause := pauseAt([]engine.Step{engine.StepWrite}, say, in)
 	pause(context.Background(), engine.StepFreeze) // another step: no pause
 	done := make(chan struct{})
 	go func() {
@@ -136,5 +136,5 @@ func TestPauseAt(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	pauseAt(engine.StepWrite, io.Discard, in)(ctx, engine.StepWrite) // must not wait for a dump that ended
+	pauseAt([]engine.Step{engine.StepWrite}, io.Discard, in)(ctx, engine.StepWrite) // must not wait for a dump that ended
 }

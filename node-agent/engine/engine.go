@@ -55,6 +55,9 @@ type Options struct {
 	Readers int
 	// Deadline is the longest time that memory may stay frozen; the kernel enforces it. 0 leaves it to the module.
 	Deadline time.Duration
+	// KeepPages makes the frozen memory readable through /dev/livedump-vmcore until it is thawed. The reserve must then
+	// hold every page that is written in that time.
+	KeepPages bool
 	// Progress, if not nil, is called now and then, and at every step. It must not block for long. It is called by
 	// one goroutine at a time.
 	Progress func(Progress)
@@ -206,6 +209,9 @@ func (d *dump) run(ctx context.Context) (err error) {
 	if err == nil {
 		err = d.write(ctx, frozen, notes, buffers)
 	}
+	if err == nil && d.options.OnStep != nil {
+		d.options.OnStep(ctx, StepThaw)
+	}
 	// Thaw first: the node must not wait for the device.
 	thawErr := d.thaw()
 	if err == nil {
@@ -349,7 +355,8 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 		return buffers, f, n, err
 	}
 	p, err := d.session.Prepare(session.Options{Level: d.options.Level, Mode: d.options.Mode,
-		ReserveBytes: d.options.ReserveBytes, Deadline: d.options.Deadline, UUID: d.options.UUID})
+		ReserveBytes: d.options.ReserveBytes, Deadline: d.options.Deadline, UUID: d.options.UUID,
+		Keep: d.options.KeepPages})
 	if err != nil {
 		return buffers, f, n, err
 	}

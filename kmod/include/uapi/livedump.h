@@ -22,6 +22,7 @@
 
 #define LIVEDUMP_ABI_VERSION	1
 #define LIVEDUMP_DEVICE		"livedump"	/* /dev/livedump */
+#define LIVEDUMP_VMCORE_DEVICE	"livedump-vmcore"	/* /dev/livedump-vmcore, see PREPARE_KEEP */
 #define LIVEDUMP_PAGE_SIZE	4096
 
 /*
