@@ -39,6 +39,12 @@ test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB a
 build-load:
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/load ./test/load
 
+# Dumps that test-pivot takes.
+DUMPS ?= 50
+.PHONY: test-pivot
+test-pivot: kmod kmod-test build-agent build-load ## Check that no dump of DUMPS has an effect without its cause (out/pivot.json)
+	@go run ./test/pivot -kernel $(KERNEL) -dumps $(DUMPS) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves
 	@hack/install-host-packages busybox-static

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command pivot takes dumps of a guest in whose kernel counters are bumped in a
+// causal order (kmod/test/pivot.c), and checks that no dump has an effect without
+// its cause. `make test-pivot` runs it.
+//
+// First it reads the same counters without a freeze, over and over, until the
+// check finds fault with them: a check that cannot fail would prove nothing.
+//
+// It writes OUT/pivot.json and OUT/pivot/guest.log.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/test/guest"
+	"livedump.io/test/guestdump"
+	"livedump.io/test/load/provide"
+)
+
+const (
+	pivotModule = "/opt/livedump_pivot.ko"
+	pivotDir    = "/sys/kernel/debug/livedump_pivot/"
+	device      = "/dev/vda"
+	loads       = "slab,fork,bpf"
+	loadPause   = "200ms"
+	// Each of these may take long on a busy machine; none of them does usually.
+	loadWait  = 3 * time.Minute
+	biteWait  = 2 * time.Minute
+	dumpWait  = 5 * time.Minute
+	diskExtra = 128 // MiB more than memory
+)
+
+type options struct {
+	series, out, bin string
+	memoryMiB, cpus  int
+	dumps            int
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
+	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	flag.IntVar(&o.dumps, "dumps", 50, "dumps to take")
+	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	start := time.Now()
+	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads}
+	err := run(ctx, o, r)
+	if writeErr := r.write(filepath.Join(o.out, "pivot.json")); writeErr != nil {
+		err = errors.Join(err, writeErr)
+	}
+	took := time.Since(start).Round(time.Second)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
+		fmt.Printf("test-pivot: FAILED on kernel %s after %d dumps in %v\n", o.series, r.Dumps, took)
+		os.Exit(1)
+	}
+	fmt.Printf("test-pivot: passed on kernel %s: %d dumps without a violation, %d of %d readings of the running memory with one, in %v\n",
+		o.series, r.Dumps, r.LiveViolations, r.LiveReadings, took)
+}
+
+// result is what pivot.json holds.
+type result struct {
+	Kernel string `json:"kernel"`
+	RAMMiB int    `json:"ram_mib"`
+	CPUs   int    `json:"cpus"`
+	Load   string `json:"load"`
+	Dumps  int    `json:"dumps"`
+	// Chains by number: their cells from cause to effect, and how often the stop came when the cells
+	// were not all equal.
+	Chains []chainResult `json:"chains"`
+	// Violations of the dumps.
+	Violations []string `json:"violations"`
+	// LiveReadings are readings without a freeze; LiveViolations of them were not of one instant.
+	LiveReadings     int    `json:"live_readings"`
+	LiveViolations   int    `json:"live_violations"`
+	LiveExample      string `json:"live_example"`
+	PagesUncovered   uint64 `json:"pages_uncovered_max"`
+	FaultCopies      uint64 `json:"fault_copies"`
+	MedianDumpMillis int64  `json:"median_dump_ms"`
+}
+
+type chainResult struct {
+	Writers string   `json:"writers"`
+	Cells   []string `json:"cells"`
+	Unequal int      `json:"dumps_unequal"`
+}
+
+func (r *result) write(file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+func step(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+func run(ctx context.Context, o options, r *result) (err error) {
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return err
+	}
+	r.Kernel = kernel.Release
+	dir := filepath.Join(o.out, "pivot")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	image := filepath.Join(dir, "disk.img")
+	if err := guest.CreateImage(image, o.memoryMiB+diskExtra); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(image)) }()
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	if err != nil {
+		return err
+	}
+	files = append(files, guestdump.Files(filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
+	files = append(files, guest.File{Path: pivotModule, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pivot.ko")})
+
+	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	g, err := guest.Start(ctx, guest.Config{
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Disks: []guest.Disk{{Image: image, Serial: "livedump-target"}}, Files: files,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.Stop()) }()
+	// Whatever else went wrong, the console may say why.
+	defer func() { err = errors.Join(err, g.CheckConsole()) }()
+
+	for _, module := range []string{pivotModule, guestdump.Module} {
+		if _, err := g.Run(ctx, "insmod", module); err != nil {
+			return err
+		}
+	}
+	text, err := g.ReadFile(ctx, pivotDir+"cells")
+	if err != nil {
+		return err
+	}
+	chains, err := parseCells(string(text))
+	if err != nil {
+		return err
+	}
+	for _, c := range chains {
+		cr := chainResult{Writers: "relay"}
+		if c.solo {
+			cr.Writers = "solo"
+		}
+		for _, cell := range c.cells {
+			cr.Cells = append(cr.Cells, cell.String())
+		}
+		r.Chains = append(r.Chains, cr)
+	}
+	step("read the counters without a freeze, which must show what is looked for")
+	if err := bite(ctx, g, chains, r); err != nil {
+		return err
+	}
+	step("%d of %d readings are not of one instant, such as %s", r.LiveViolations, r.LiveReadings, r.LiveExample)
+
+	endLoad, err := startLoad(ctx, g)
+	if err != nil {
+		return err
+	}
+	err = dumps(ctx, g, o, image, chains, r)
+	if loadErr := endLoad(); loadErr != nil {
+		return errors.Join(err, loadErr)
+	}
+	if err != nil {
+		return err
+	}
+	for _, module := range []string{"livedump", "livedump_pivot"} {
+		if _, err := g.Run(ctx, "rmmod", module); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bite reads running memory until the check has found fault with it often enough
+// to believe that it can.
+func bite(ctx context.Context, g *guest.Guest, chains []chain, r *result) error {
+	const enough = 5
+	ctx, cancel := context.WithTimeout(ctx, biteWait)
+	defer cancel()
+	for r.LiveViolations < enough {
+		text, err := g.ReadFile(ctx, pivotDir+"live")
+		if err != nil {
+			return fmt.Errorf("after %d readings without a freeze, of which %d were not of one instant: %w", r.LiveReadings, r.LiveViolations, err)
+		}
+		values, err := parseLive(string(text), chains)
+		if err != nil {
+			return err
+		}
+		r.LiveReadings++
+		if wrong := checkAll(chains, values); len(wrong) > 0 {
+			r.LiveViolations++
+			r.LiveExample = wrong[0]
+		}
+	}
+	return nil
+}
+
+// startLoad keeps the guest a little busy; the function that it returns ends that.
+func startLoad(ctx context.Context, g *guest.Guest) (end func() error, err error) {
+	step("start the load %s", loads)
+	c := g.Command(provide.Program, "-pause", loadPause, loads)
+	running := make(chan struct{})
+	said := &watcher{word: "load: running", seen: running}
+	c.Stdout, c.Stderr = said, said
+	if err := c.Start(ctx); err != nil {
+		return nil, err
+	}
+	select {
+	case <-running:
+	case <-c.Exited():
+		return nil, fmt.Errorf("the load ended before it ran: %s", said.text.String())
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-time.After(loadWait):
+		return nil, fmt.Errorf("the load does not run after %v", loadWait)
+	}
+	return func() error {
+		if err := c.Signal(unix.SIGTERM); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, loadWait)
+		defer cancel()
+		if err := c.Wait(ctx); err != nil {
+			return fmt.Errorf("%w: %s", err, said.text.String())
+		}
+		return nil
+	}, nil
+}
+
+// watcher keeps what is written, and closes seen when a word was.
+type watcher struct {
+	text bytes.Buffer
+	word string
+	seen chan struct{}
+}
+
+func (w *watcher) Write(b []byte) (int, error) {
+	w.text.Write(b)
+	if w.seen != nil && strings.Contains(w.text.String(), w.word) {
+		close(w.seen)
+		w.seen = nil
+	}
+	return len(b), nil
+}
+
+func dumps(ctx context.Context, g *guest.Guest, o options, image string, chains []chain, r *result) error {
+	var took []time.Duration
+	last := make([]uint64, len(chains))
+	for r.Dumps < o.dumps {
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, dumpWait)
+		report, err := guestdump.Run(ctx, g, device, "--compression", "snappy")
+		cancel()
+		if err != nil {
+			return fmt.Errorf("dump %d: %w", r.Dumps+1, err)
+		}
+		took = append(took, time.Since(begin))
+		r.MedianDumpMillis = median(took).Milliseconds()
+		r.PagesUncovered = max(r.PagesUncovered, report.UncoveredPages)
+		r.FaultCopies += report.FaultCopies
+		values, err := readDump(image, chains)
+		if err != nil {
+			return fmt.Errorf("dump %d: %w", r.Dumps+1, err)
+		}
+		r.Dumps++
+		wrong := checkAll(chains, values)
+		for _, w := range wrong {
+			r.Violations = append(r.Violations, fmt.Sprintf("dump %d: %s", r.Dumps, w))
+		}
+		for n, v := range values {
+			if v[0] <= last[n] {
+				return fmt.Errorf("dump %d: chain %d stands still at %d", r.Dumps, n, v[0])
+			}
+			last[n] = v[0]
+			if v[0] != v[len(v)-1] {
+				r.Chains[n].Unequal++
+			}
+		}
+		step("dump %d in %.1f s, frozen for %.1f s, %d copies by faults: %s", r.Dumps, time.Since(begin).Seconds(),
+			float64(report.FrozenForNS)/1e9, report.FaultCopies, verdict(wrong))
+	}
+	if len(r.Violations) > 0 {
+		return fmt.Errorf("%d violations in %d dumps:\n  %s", len(r.Violations), r.Dumps, strings.Join(r.Violations, "\n  "))
+	}
+	return nil
+}
+
+func verdict(wrong []string) string {
+	if len(wrong) == 0 {
+		return "of one instant"
+	}
+	return strings.Join(wrong, "; ")
+}
+
+func median(d []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(d))
+	return sorted[len(sorted)/2]
+}
