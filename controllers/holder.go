@@ -45,6 +45,11 @@ func holderName(dump *v1alpha1.LiveDump) string {
 	return "livedump-holder-" + uid[:min(len(uid), 13)]
 }
 
+// HolderLabels are those of every holder pod; the chart's network policy selects by them.
+func HolderLabels() map[string]string {
+	return map[string]string{NameLabel: nameValue, ComponentLabel: holderComponent}
+}
+
 func isHolder(pod *corev1.Pod) bool {
 	owner := metav1.GetControllerOf(pod)
 	return pod.Labels[ComponentLabel] == holderComponent && owner != nil && owner.Kind == "LiveDump" && owner.APIVersion == v1alpha1.GroupVersion.String()
@@ -105,7 +110,7 @@ func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      holderName(dump),
 			Namespace: dump.Namespace,
-			Labels:    map[string]string{NameLabel: nameValue, ComponentLabel: holderComponent},
+			Labels:    HolderLabels(),
 			Annotations: map[string]string{
 				"livedump.io/livedump": dump.Name,
 			},

@@ -17,10 +17,15 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"livedump.io/controllers"
 )
 
 // rendered are the objects of a release, by kind and name.
@@ -242,6 +247,29 @@ func TestCRDStaysUnlessToldOtherwise(t *testing.T) {
 func TestPoliciesCanBeLeftOut(t *testing.T) {
 	for key := range mustTemplate(t, "--set=admissionPolicies.enabled=false") {
 		if strings.HasPrefix(key, "ValidatingAdmissionPolicy") {
+			t.Errorf("%s is rendered", key)
+		}
+	}
+}
+
+// The holder speaks to nobody, and the policy has to meet the labels that the controller gives it.
+func TestHoldersHaveNoNetwork(t *testing.T) {
+	objects := mustTemplate(t, "--set=namespaces={dumps,other}")
+	for _, namespace := range []string{"dumps", "other"} {
+		policy := as[networkingv1.NetworkPolicy](t, objects, namespace+"/NetworkPolicy/livedump-system-livedump-holder")
+		if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Ingress)+len(policy.Spec.Egress) != 0 {
+			t.Errorf("%s: the holder may speak: %+v", namespace, policy.Spec)
+		}
+		selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !selector.Matches(labels.Set(controllers.HolderLabels())) {
+			t.Errorf("%s: the policy selects %s, and holders have %v", namespace, selector, controllers.HolderLabels())
+		}
+	}
+	for key := range mustTemplate(t, "--set=networkPolicies.enabled=false") {
+		if strings.Contains(key, "NetworkPolicy/") {
 			t.Errorf("%s is rendered", key)
 		}
 	}

@@ -96,11 +96,21 @@ func TestBinary(t *testing.T) {
 		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: otherNamespace, Name: "scraper"}}}))
 	eventually(t, func() error {
 		body, err := get(url, token, http.StatusOK)
-		if err == nil && !strings.Contains(body, "controller_runtime_reconcile_total") {
+		if err == nil && (!strings.Contains(body, "controller_runtime_reconcile_total") || !strings.Contains(body, "livedump_livedumps{")) {
 			err = fmt.Errorf("not what metrics look like: %.200s", body)
 		}
 		return err
 	})
+
+	// The certificate is the server's own, made at its start.
+	connection, err := tls.Dial("tcp", metrics, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := connection.ConnectionState().NegotiatedProtocol; got != "http/1.1" {
+		t.Errorf("a client that offers HTTP/2 gets %q", got)
+	}
+	connection.Close()
 
 	w.must(command.Process.Signal(syscall.SIGTERM))
 	if err := <-ended; err != nil {

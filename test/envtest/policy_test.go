@@ -5,11 +5,13 @@
 package envtest
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -98,6 +100,39 @@ func TestNamespacesAreListed(t *testing.T) {
 	err := admin.Create(t.Context(), newDump(otherNamespace, "dump", "n", "c"))
 	wantForbidden(t, err, "LiveDumps are not allowed in namespace tenant")
 	wantForbidden(t, err, "Allowed: dumps")
+}
+
+// Whoever may create LiveDumps may still be held to some nodes.
+func TestUserMayDumpOneNodeAndNotAnother(t *testing.T) {
+	w := newWorld(t)
+	const user = "sre@example.org"
+	role := func(kind, name string, rules ...rbacv1.PolicyRule) {
+		t.Helper()
+		meta := metav1.ObjectMeta{Name: name, Namespace: dumpNamespace}
+		subjects := []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: user}}
+		ref := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: kind, Name: name}
+		objects := []client.Object{&rbacv1.Role{ObjectMeta: meta, Rules: rules}, &rbacv1.RoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: ref}}
+		if kind == "ClusterRole" {
+			meta.Namespace = ""
+			objects = []client.Object{&rbacv1.ClusterRole{ObjectMeta: meta, Rules: rules}, &rbacv1.ClusterRoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: ref}}
+		}
+		for _, o := range objects {
+			w.must(admin.Create(w.ctx, o))
+			t.Cleanup(func() { w.must(admin.Delete(context.Background(), o)) })
+		}
+	}
+	role("Role", "sre-"+w.node, rbacv1.PolicyRule{APIGroups: []string{"livedump.io"}, Resources: []string{"livedumps"}, Verbs: []string{"create"}})
+	role("ClusterRole", "sre-"+w.node, rbacv1.PolicyRule{APIGroups: []string{"livedump.io"}, Resources: []string{"nodes"},
+		ResourceNames: []string{w.node}, Verbs: []string{"dump"}})
+	sre, err := client.New(asUser(user), client.Options{Scheme: scheme})
+	w.must(err)
+
+	// RBAC reaches the authorizer by its caches.
+	eventually(t, func() error {
+		return sre.Create(w.ctx, newDump(dumpNamespace, w.node+"-own", w.node, w.claim), client.DryRunAll)
+	})
+	err = sre.Create(w.ctx, newDump(dumpNamespace, w.node+"-other", w.node+"-b", w.claim), client.DryRunAll)
+	wantForbidden(t, err, user+" may not dump node "+w.node+"-b: it takes the verb dump on nodes.livedump.io "+w.node+"-b")
 }
 
 // The controller may patch nodes, and nothing of them but its label.

@@ -155,7 +155,7 @@ func install(ctx context.Context) error {
 			return err
 		}
 	}
-	objects, err := render("--set=namespaces={" + dumpNamespace + "}")
+	objects, err := render("--set=namespaces={"+dumpNamespace+"}", "--set=admissionPolicies.perNode=true")
 	if err != nil {
 		return err
 	}
@@ -219,11 +219,13 @@ func newManager() (ctrl.Manager, error) {
 
 // as gives the rights of a service account of the release.
 func as(account string) *rest.Config {
+	return asUser("system:serviceaccount:"+releaseNamespace+":"+account,
+		"system:serviceaccounts", "system:serviceaccounts:"+releaseNamespace)
+}
+
+func asUser(name string, groups ...string) *rest.Config {
 	config := rest.CopyConfig(adminConfig)
-	config.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:" + releaseNamespace + ":" + account,
-		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + releaseNamespace, "system:authenticated"},
-	}
+	config.Impersonate = rest.ImpersonationConfig{UserName: name, Groups: append(groups, "system:authenticated")}
 	return config
 }
 
