@@ -6,22 +6,34 @@
 
 static int __init ld_init(void)
 {
-	int err = ld_chardev_register();
+	int err = ld_session_init();
 
 	if (err)
 		return err;
-	err = ld_vmcore_register();
+	err = ld_guard_register();
 	if (err)
-		ld_chardev_unregister();
+		goto no_guard;
+	err = ld_chardev_register();
+	if (err)
+		goto no_chardev;
+	err = ld_vmcore_register();
+	if (!err)
+		return 0;
+	ld_chardev_unregister();
+no_chardev:
+	ld_guard_unregister();
+no_guard:
+	ld_session_exit();
 	return err;
 }
 
 static void __exit ld_exit(void)
 {
-	/* No file is open any more, so there is no session. */
+	/* No file is open any more and no session is an orphan, so there is none. */
 	ld_vmcore_unregister();
 	ld_chardev_unregister();
 	ld_session_exit();
+	ld_guard_unregister();
 }
 
 module_init(ld_init);

@@ -36,7 +36,9 @@ type abiPrepare struct {
 	OverheadBytes uint64
 	PrepareNS     uint64
 	Flags         uint64
-	Reserved      [3]uint64
+	GraceMS       uint32
+	Refusal       uint32
+	Reserved      [2]uint64
 }
 
 type abiFreeze struct {
@@ -106,6 +108,17 @@ type abiStats struct {
 	Reserved       [8]uint64
 }
 
+type abiTakeover struct {
+	Size          uint32
+	Flags         uint32
+	UUID          [16]byte
+	DeadlineMS    uint64
+	PagesReported uint64
+	Prepare       abiPrepare
+	Freeze        abiFreeze
+	Reserved      [4]uint64
+}
+
 // ioctl numbers as _IO and _IOWR of asm-generic/ioctl.h make them.
 const (
 	iocMagic   = 0xd6
@@ -116,4 +129,6 @@ const (
 	iocNext    = iocDirRW | unsafe.Sizeof(abiNext{})<<16 | iocMagic<<8 | 4
 	iocStats   = iocDirRW | unsafe.Sizeof(abiStats{})<<16 | iocMagic<<8 | 5
 	iocThaw    = iocMagic<<8 | 6
+
+	iocTakeover = iocDirRW | unsafe.Sizeof(abiTakeover{})<<16 | iocMagic<<8 | 7
 )
