@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,7 @@ type dumpFlags struct {
 	report     string
 	keepModule bool
 	pauseAt    []engine.Step
+	cpus       int
 	timeout    time.Duration
 	policy     blockdev.Policy
 	options    engine.Options
@@ -63,7 +65,9 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	policy := flags.String("overwrite-policy", blockdev.IfEmptyOrLiveDump.String(), "what may be on the device: Never or IfEmptyOrLiveDump")
 	id := flags.String("session", "", "`UUID` of the session (default: a new one)")
 	flags.Uint64Var(&d.options.ReserveBytes, "reserve", 0, "limit for copies and page tables, in `bytes` (0: a share of free memory)")
-	flags.IntVar(&d.options.Readers, "readers", 0, "`goroutines` that fetch pages (0: one for each CPU, at most 4)")
+	flags.IntVar(&d.options.CodecLevel, "compression-level", 0, "`level` of zstd (1 to 4) or zlib (1 to 9), 0: the fastest")
+	flags.IntVar(&d.cpus, "cpus", 0, "how many `CPUs` the dump may keep busy (0: all that the process may use)")
+	flags.Int64Var(&d.options.Bandwidth, "bandwidth", 0, "limit for writing to the device, `bytes` per second (0: none)")
 	flags.DurationVar(&d.timeout, "timeout", 30*time.Minute, "longest `time` for the whole dump")
 	flags.DurationVar(&d.options.Deadline, "deadline", 0, "longest `time` that memory stays frozen, kept by the kernel (0: that of --timeout)")
 	flags.BoolVar(&d.options.KeepPages, "keep-pages", false, "let /dev/livedump-vmcore show the frozen memory until the thaw; takes a larger reserve")
@@ -90,6 +94,13 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	var err error
 	if d.options.Codec, err = kdump.ParseCodec(*compression); err != nil {
 		return nil, usageError{err}
+	}
+	fastest, smallest := d.options.Codec.Levels()
+	if l := d.options.CodecLevel; l != 0 && (l < fastest || l > smallest) {
+		return nil, usageError{fmt.Errorf("--compression-level %d: %s has %d to %d", l, d.options.Codec, fastest, smallest)}
+	}
+	if d.cpus < 0 || d.options.Bandwidth < 0 {
+		return nil, usageError{errors.New("--cpus and --bandwidth must not be negative")}
 	}
 	if *level > uint(session.ExcludeAll) {
 		return nil, usageError{fmt.Errorf("--dump-level %d: want 0 to %d", *level, session.ExcludeAll)}
@@ -152,6 +163,9 @@ func dump(args []string, out io.Writer) error {
 	path, err := filepath.Abs(d.device)
 	if err != nil {
 		return err
+	}
+	if d.cpus > 0 {
+		runtime.GOMAXPROCS(min(d.cpus, runtime.GOMAXPROCS(0)))
 	}
 	node := engine.Node{
 		Host: blockdev.LocalHost,

@@ -9,7 +9,8 @@ build-cli: ## Build bin/livedump (inspect, verify)
 
 # How long each fuzz target runs.
 FUZZTIME ?= 60s
-fuzz: ## Feed the reader of dumps with garbage for FUZZTIME
+fuzz: ## Feed the reader of dumps and the compressor with garbage, each for FUZZTIME
+	@go test ./internal/zstdpage -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 # The readers of KERNEL's dumps on memory that QEMU dumped, without the module.

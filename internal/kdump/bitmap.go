@@ -3,65 +3,78 @@
 package kdump
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/bits"
-	"sync/atomic"
+	"slices"
 )
 
-// bitmap has a bit for each page frame. set may be called from several goroutines.
-type bitmap []atomic.Uint64
-
-func newBitmap(n uint64) bitmap { return make(bitmap, (n+63)/64) }
-
-// set returns whether the bit was set before.
-func (m bitmap) set(i uint64) bool {
-	bit := uint64(1) << (i % 64)
-	return m[i/64].Or(bit)&bit != 0
-}
-
-func (m bitmap) setRange(r PFNRange) {
-	for i := r.Start; i < r.End; {
-		n := min(64-i%64, r.End-i)
-		m[i/64].Or((^uint64(0) >> (64 - n)) << (i % 64))
-		i += n
-	}
-}
-
-func (m bitmap) word(i int) uint64 {
-	if i >= len(m) {
-		return 0
-	}
-	return m[i].Load()
-}
-
-// ranges calls f for each run of set bits, in order.
-func (m bitmap) ranges(f func(PFNRange)) {
-	start, in := uint64(0), false
-	for i := range m {
-		v := m.word(i)
-		for pos := 0; pos < 64; {
-			rest := v >> pos
-			if in {
-				rest = ^rest
-			}
-			n := min(bits.TrailingZeros64(rest), 64-pos)
-			pos += n
-			if pos == 64 {
-				break
-			}
-			at := uint64(i)*64 + uint64(pos)
-			if in {
-				f(PFNRange{start, at})
-			}
-			start, in = at, !in
+// mergeRanges puts ranges in order and joins those that meet.
+func mergeRanges(ranges []PFNRange) []PFNRange {
+	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b PFNRange) int { return cmp.Compare(a.Start, b.Start) })
+	merged := sorted[:0]
+	for _, r := range sorted {
+		if n := len(merged); n > 0 && r.Start <= merged[n-1].End {
+			merged[n-1].End = max(merged[n-1].End, r.End)
+		} else if r.Start < r.End {
+			merged = append(merged, r)
 		}
 	}
-	if in {
-		f(PFNRange{start, uint64(len(m)) * 64})
-	}
+	return merged
 }
 
-func onesCount(v uint64) int { return bits.OnesCount64(v) }
+// bitmapWriter writes a bitmap of page frames from front to back with a window of it in memory. The
+// bits of ranges are set, and those that set names, in order.
+type bitmapWriter struct {
+	s      *stream
+	ranges []PFNRange // in order, not yet passed
+	base   uint64     // first page frame of the window
+	window [bitmapWindow]uint64
+	bytes  [bitmapWindow * 8]byte
+	bits   uint64 // written that are set
+}
 
-// putWord writes 64 bits as the format has them: page frame i is bit i%8 of byte i/8.
-func putWord(b []byte, v uint64) { binary.LittleEndian.PutUint64(b, v) }
+const bitmapWindow = 512 // words; a block of the format
+
+func (m *bitmapWriter) set(pfn uint64) error {
+	for pfn-m.base >= bitmapWindow*64 {
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	m.window[(pfn-m.base)/64] |= 1 << (pfn % 64)
+	return nil
+}
+
+// finish writes the rest of a bitmap of so many blocks.
+func (m *bitmapWriter) finish(blocks int64) error {
+	for m.base < uint64(blocks)*bitmapWindow*64 {
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *bitmapWriter) flush() error {
+	end := m.base + bitmapWindow*64
+	for len(m.ranges) > 0 && m.ranges[0].Start < end {
+		r := m.ranges[0]
+		for i := max(r.Start, m.base); i < min(r.End, end); {
+			n := min(64-i%64, min(r.End, end)-i)
+			m.window[(i-m.base)/64] |= (^uint64(0) >> (64 - n)) << (i % 64)
+			i += n
+		}
+		if r.End > end {
+			break
+		}
+		m.ranges = m.ranges[1:]
+	}
+	for i, v := range m.window {
+		m.bits += uint64(bits.OnesCount64(v))
+		binary.LittleEndian.PutUint64(m.bytes[8*i:], v)
+	}
+	clear(m.window[:])
+	m.base = end
+	return m.s.append(m.bytes[:])
+}

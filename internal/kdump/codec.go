@@ -13,6 +13,8 @@ import (
 	"github.com/klauspost/compress/snappy"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
+
+	"livedump.io/internal/zstdpage"
 )
 
 // Codec compresses pages. Each page is compressed by itself, as the format wants it.
@@ -59,11 +61,32 @@ type compressor interface {
 	appendPage(dst, page []byte) ([]byte, error)
 }
 
-func newCompressor(c Codec) (compressor, error) {
+// Levels says which levels a codec has, the fastest first. A codec without levels has none.
+func (c Codec) Levels() (fastest, smallest int) {
 	switch c {
 	case CodecZstd:
+		return 1, 4
+	case CodecZlib:
+		return zlib.BestSpeed, zlib.BestCompression
+	}
+	return 0, 0
+}
+
+func newCompressor(c Codec, level int) (compressor, error) {
+	fastest, smallest := c.Levels()
+	if level == 0 {
+		level = fastest
+	}
+	if level < fastest || level > smallest {
+		return nil, fmt.Errorf("%s has no level %d: it is one of %d to %d", c, level, fastest, smallest)
+	}
+	switch c {
+	case CodecZstd:
+		if level == fastest {
+			return &pageCompressor{}, nil
+		}
 		e, err := zstd.NewWriter(nil,
-			zstd.WithEncoderLevel(zstd.SpeedFastest),
+			zstd.WithEncoderLevel(zstd.EncoderLevel(level)),
 			zstd.WithEncoderConcurrency(1),
 			zstd.WithWindowSize(PageSize),
 			zstd.WithSingleSegment(true),
@@ -75,7 +98,7 @@ func newCompressor(c Codec) (compressor, error) {
 		return &zstdCompressor{e}, nil
 	case CodecZlib:
 		z := &zlibCompressor{}
-		w, err := zlib.NewWriterLevel(&z.out, zlib.BestSpeed)
+		w, err := zlib.NewWriterLevel(&z.out, level)
 		if err != nil {
 			return nil, fmt.Errorf("zlib: %w", err)
 		}
@@ -87,6 +110,16 @@ func newCompressor(c Codec) (compressor, error) {
 		return rawCompressor{}, nil
 	}
 	return nil, fmt.Errorf("unknown codec %d", c)
+}
+
+type pageCompressor struct{ e zstdpage.Encoder }
+
+func (z *pageCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	out, ok := z.e.Encode(dst, page)
+	if !ok {
+		out = dst[:len(dst)+PageSize]
+	}
+	return out, nil
 }
 
 type zstdCompressor struct{ e *zstd.Encoder }

@@ -4,12 +4,10 @@ package kdump
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"slices"
 )
 
 // Summary is what a finished dump is.
@@ -48,7 +46,6 @@ func (w *Writer) Finish(ctx context.Context) (Summary, error) {
 		}
 	}()
 
-	w.workers.Wait()
 	s, err := w.finish(ctx)
 	if err != nil {
 		return Summary{}, w.fail(err)
@@ -63,18 +60,18 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	if err := w.failure.get(); err != nil {
 		return Summary{}, err
 	}
-	if given := uint64(len(w.pages)) + uint64(w.nLost.Load()); given != w.meta.Pages {
+	if given := w.pages + w.lost; given != w.meta.Pages {
 		return Summary{}, fmt.Errorf("%w: %d of %d were given", ErrPagesMissing, given, w.meta.Pages)
 	}
 	w.setStep("Finishing")
-	slices.SortFunc(w.pages, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
+	w.releaseWorkers()
 
 	rec := w.record(StateComplete)
 	rec.DataOffset = uint64(w.layout.dataOffset)
 	rec.ChunkBytes = uint32(w.layout.chunkBytes)
 	rec.PageInfo = pageInfoV1
-	rec.Pages = uint64(len(w.pages))
-	rec.Lost = uint64(w.nLost.Load())
+	rec.Pages = w.pages
+	rec.Lost = w.lost
 	rec.ZeroPages = w.zeros
 	rec.Uncovered = w.uncovered
 
@@ -88,6 +85,8 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	if err := w.disk.wait(); err != nil {
 		return Summary{}, err
 	}
+	w.index.free()
+	w.index = nil
 	if err := w.writeSums(&rec); err != nil {
 		return Summary{}, err
 	}
@@ -104,10 +103,12 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	hdr.encode(block.b)
 	rec.encode(block.b)
 
-	w.setStep("Verifying")
-	sum, err := w.readBack(ctx, block.b, &rec)
-	if err != nil {
-		return Summary{}, err
+	var sum [sha256.Size]byte
+	if !w.opts.NoReadBack {
+		w.setStep("Verifying")
+		if sum, err = w.readBack(ctx, block.b, &rec); err != nil {
+			return Summary{}, err
+		}
 	}
 	if err := w.failure.get(); err != nil {
 		return Summary{}, err
@@ -123,26 +124,57 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 
 // writeTail puts the table of lost ranges behind the data and ends it.
 func (w *Writer) writeTail(rec *Record) error {
-	var ranges []byte
-	w.lost.ranges(func(r PFNRange) {
-		ranges = binary.LittleEndian.AppendUint64(ranges, r.Start)
-		ranges = binary.LittleEndian.AppendUint64(ranges, r.End)
-	})
-	rec.LostRanges = uint64(len(ranges) / 16)
+	if err := w.lostRanges(func(PFNRange) error { rec.LostRanges++; return nil }); err != nil {
+		return err
+	}
 	end := w.data.offset
-	if room := roomOf(w.out); end+w.layout.tailBytes(end, int(rec.LostRanges)) > room {
-		return &TargetTooSmallError{Needed: end + w.layout.tailBytes(end, int(rec.LostRanges)), Available: room}
+	if need := end + w.layout.tailBytes(end, int(rec.LostRanges)); need > w.index.bottom {
+		room := roomOf(w.out)
+		return &TargetTooSmallError{Needed: need + room - w.index.bottom, Available: room}
 	}
 	if err := w.data.appendZeros(roundUp(end, 8) - end); err != nil {
 		return err
 	}
 	rec.LostOffset = uint64(w.data.offset)
-	if err := w.data.append(ranges); err != nil {
+	err := w.lostRanges(func(r PFNRange) error {
+		var b [16]byte
+		binary.LittleEndian.PutUint64(b[:], r.Start)
+		binary.LittleEndian.PutUint64(b[8:], r.End)
+		return w.data.append(b[:])
+	})
+	if err != nil {
 		return err
 	}
-	end, err := w.data.finish()
+	end, err = w.data.finish()
 	rec.SumsOffset = uint64(end)
 	return err
+}
+
+// lostRanges calls f for each run of lost pages, in order.
+func (w *Writer) lostRanges(f func(PFNRange) error) error {
+	if w.lost == 0 {
+		return nil
+	}
+	var r PFNRange
+	err := w.index.each(func(p *storedPage) error {
+		if PageFlags(p.flags)&PageLost == 0 {
+			return nil
+		}
+		if p.pfn == r.End && r.Start < r.End {
+			r.End++
+			return nil
+		}
+		passed := r
+		r = PFNRange{p.pfn, p.pfn + 1}
+		if passed.Start == passed.End {
+			return nil
+		}
+		return f(passed)
+	})
+	if err != nil {
+		return err
+	}
+	return f(r)
 }
 
 // writeMetadata writes all between block 0 and the data. It returns the header for block 0.
@@ -177,16 +209,20 @@ func (w *Writer) writeMetadata() (header, error) {
 	if err != nil {
 		return header{}, err
 	}
-	for _, p := range w.pages {
+	err = w.index.each(func(p *storedPage) error {
+		if PageFlags(p.flags)&PageLost != 0 {
+			return nil
+		}
 		d := pageDesc{offset: p.offset, size: uint32(p.size), pageFlags: PageInfo{
 			Class: p.class, Flags: PageFlags(p.flags) & pageFlagsKnown, CRC: p.crc}.encode()}
 		if p.flags&storedRaw == 0 {
 			d.flags = w.opts.Codec.descFlags()
 		}
 		d.encode(b[:])
-		if err := s.append(b[:descBytes]); err != nil {
-			return header{}, err
-		}
+		return s.append(b[:descBytes])
+	})
+	if err != nil {
+		return header{}, err
 	}
 	// Lost pages leave their part of the table empty; old content of the target must not stay there.
 	if err := s.appendZeros(l.dataOffset - s.offset); err != nil {
@@ -212,28 +248,25 @@ func (w *Writer) writeMetadata() (header, error) {
 // writeBitmaps writes the first bitmap (there is RAM) and the second (the page is in the dump). It
 // returns the number of page frames in the first.
 func (w *Writer) writeBitmaps(s *stream) (ram uint64, err error) {
-	first := newBitmap(w.meta.MaxPFN)
-	for _, r := range w.meta.RAM {
-		first.setRange(r)
+	// Readers take a page that is not in the first bitmap for no memory at all, dumped or not.
+	first := &bitmapWriter{s: s, ranges: w.meta.RAM}
+	if err := w.index.each(func(p *storedPage) error { return first.set(p.pfn) }); err != nil {
+		return 0, err
 	}
-	words := int(w.layout.bitmapBlocks / 2 * PageSize / 8)
-	var b [8]byte
-	for i := range words {
-		// Readers take a page that is not in the first bitmap for no memory at all, dumped or not.
-		v := first.word(i) | w.seen.word(i)
-		ram += uint64(onesCount(v))
-		putWord(b[:], v)
-		if err := s.append(b[:]); err != nil {
-			return 0, err
+	if err := first.finish(w.layout.bitmapBlocks / 2); err != nil {
+		return 0, err
+	}
+	second := &bitmapWriter{s: s}
+	err = w.index.each(func(p *storedPage) error {
+		if PageFlags(p.flags)&PageLost != 0 {
+			return nil
 		}
+		return second.set(p.pfn)
+	})
+	if err == nil {
+		err = second.finish(w.layout.bitmapBlocks / 2)
 	}
-	for i := range words {
-		putWord(b[:], w.seen.word(i)&^w.lost.word(i))
-		if err := s.append(b[:]); err != nil {
-			return 0, err
-		}
-	}
-	return ram, nil
+	return first.bits, err
 }
 
 // writeSums writes the table of chunk checksums, which ends the dump.

@@ -12,6 +12,13 @@ const (
 	// DefaultChunkBytes is the size of a write to the target and of the piece that one checksum covers.
 	DefaultChunkBytes = 1 << 20
 
+	// largeChunkBytes is the most that the size of a chunk grows to, so that the checksums of a large dump
+	// stay few.
+	largeChunkBytes = 8 << 20
+
+	// defaultIndexPages makes runs of 24 MiB.
+	defaultIndexPages = 1 << 20
+
 	// maxPFNLimit bounds what is believed of a header: 46 bits of physical addresses, 64 TiB.
 	maxPFNLimit = 1 << 34
 	// maxNotesBytes bounds the ELF notes: 8192 CPUs take about 3 MiB.
@@ -55,7 +62,7 @@ func (l *layout) tailBytes(end int64, lostRanges int) int64 {
 }
 
 // MinSize is the least room, in bytes, that a dump of this many pages can take: what it takes if
-// every page is zero.
+// every page is zero. That includes the room that is taken only until the dump is finished.
 func MinSize(maxPFN, pages uint64, notesBytes int) (int64, error) {
 	return sizeWith(maxPFN, pages, notesBytes, PageSize)
 }
@@ -67,12 +74,21 @@ func MaxSize(maxPFN, pages uint64, notesBytes int) (int64, error) {
 }
 
 func sizeWith(maxPFN, pages uint64, notesBytes int, data int64) (int64, error) {
-	l, err := newLayout(maxPFN, pages, int64(notesBytes), DefaultChunkBytes)
+	l, err := newLayout(maxPFN, pages, int64(notesBytes), int64(chunkBytesFor(pages)))
 	if err != nil {
 		return 0, err
 	}
 	end := l.dataOffset + data
-	return end + l.tailBytes(end, 0), nil
+	return end + l.tailBytes(end, 0) + spillBytes(pages, defaultIndexPages), nil
+}
+
+// chunkBytesFor keeps the number of chunks below 256 Ki for any dump of up to 2 TiB.
+func chunkBytesFor(pages uint64) int {
+	chunk := DefaultChunkBytes
+	for chunk < largeChunkBytes && pages > uint64(chunk)/PageSize<<18 {
+		chunk *= 2
+	}
+	return chunk
 }
 
 func blocks(n int64) int64 { return (n + PageSize - 1) / PageSize }

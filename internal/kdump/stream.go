@@ -25,6 +25,7 @@ type disk struct {
 	writers sync.WaitGroup
 
 	failure *failure
+	pace    *pace // nil: as fast as it goes
 
 	mu      sync.Mutex
 	sums    [][sha256.Size]byte
@@ -106,6 +107,9 @@ func (d *disk) write(w chunkWrite) {
 	}
 	d.sums[i] = sum
 	d.mu.Unlock()
+	if d.pace != nil && !d.pace.wait(w.n, d.failure.done) {
+		return
+	}
 	if err := writeAt(d.out, w.buf.b[:w.n], w.offset); err != nil {
 		d.failure.set(err)
 		return

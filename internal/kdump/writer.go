@@ -4,9 +4,9 @@ package kdump
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -14,18 +14,28 @@ import (
 // Options of a Writer. The zero value is good.
 type Options struct {
 	Codec Codec
-	// Workers compress pages. 0: GOMAXPROCS.
+	// Level of the codec, one of Codec.Levels. 0: the fastest.
+	Level int
+	// Workers is how many callers of Add compress at once; more wait. 0: GOMAXPROCS.
 	Workers int
 	// Writes are under way at once. 0: 4.
 	Writes int
 	// ChunkBytes is the size of a write and of the piece that one checksum covers, a multiple of
-	// 4096. 0: DefaultChunkBytes.
+	// 4096. 0: 1 MiB, more for dumps of more than 256 GiB.
 	ChunkBytes int
+	// Bandwidth limits writing to the target, bytes per second. 0: no limit.
+	Bandwidth int64
+	// IndexPages is how many pages' whereabouts are kept in memory before they are written to the end
+	// of the target for the time being, 48 bytes of memory each. 0: 1 Mi.
+	IndexPages int
+	// NoReadBack takes it on trust that the target keeps what is written to it: Finish does not read
+	// the dump back, and Summary.SHA256 stays zero.
+	NoReadBack bool
 }
 
 const (
-	jobDataPages = 64  // pages with content that one job of a worker carries
-	jobPages     = 256 // pages of a job, zero ones included
+	storePages = 64  // pages with content that a worker collects before it hands them on
+	storeAll   = 512 // pages, zero ones included
 )
 
 var zeroPage [PageSize]byte
@@ -45,10 +55,8 @@ type Writer struct {
 
 	failure *failure
 	disk    *disk
-	jobs    chan *job
-	idle    chan *job
-	pool    []*aligned
-	workers sync.WaitGroup
+	workers chan *worker // the idle ones
+	pool    []*worker
 
 	// intake is held shared by Add, and alone for the moment in which the Writer is closed.
 	intake sync.RWMutex
@@ -57,17 +65,16 @@ type Writer struct {
 	ending sync.Mutex // held by Finish and Abort
 	ended  bool       // the target has its last block 0
 
-	seen  bitmap // pages given, lost ones included
-	lost  bitmap
-	nLost atomic.Int64
-
-	mu        sync.Mutex // data, pages, counts
+	mu        sync.Mutex // data, index, counts
 	data      *stream
-	pages     []storedPage
+	index     *pageIndex
+	pages     uint64 // in the dump
+	lost      uint64
 	zeros     uint64
 	uncovered uint64
 
 	pagesDone     atomic.Int64
+	pagesLost     atomic.Int64
 	bytesWritten  atomic.Int64
 	bytesReadBack atomic.Int64
 	step          atomic.Pointer[string]
@@ -76,7 +83,7 @@ type Writer struct {
 // storedPage is where a page is, until Finish makes a descriptor of it: 24 bytes.
 type storedPage struct {
 	pfn    uint64
-	offset uint64
+	offset uint64 // 0 until the page has its place
 	crc    uint32
 	size   uint16
 	class  Class
@@ -85,32 +92,31 @@ type storedPage struct {
 
 const storedRaw = 1 << 7
 
-// job is work for a worker: pages in entries, the content of those that are not zero in buf.
-type job struct {
-	entries []jobEntry
-	buf     *aligned
-	n       int // pages in buf
+// worker compresses pages one after the other into out. Its memory lies outside the Go heap.
+type worker struct {
+	c      compressor
+	mem    *aligned
+	out    []byte
+	stored []storedPage
 }
 
-type jobEntry struct {
-	PageRef
-	zero bool
+func newWorker(codec Codec, level int) (*worker, error) {
+	c, err := newCompressor(codec, level)
+	if err != nil {
+		return nil, err
+	}
+	mem, err := newAligned(storePages*PageSize + compressedRoom)
+	if err != nil {
+		return nil, err
+	}
+	return &worker{c: c, mem: mem, out: mem.b[:0], stored: make([]storedPage, 0, storeAll)}, nil
 }
 
 // NewWriter checks that the target can hold the dump at all (else *TargetTooSmallError, and nothing
 // has been written), marks block 0 as a dump in progress, and gets ready for pages.
 func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
-	if opts.Workers == 0 {
-		opts.Workers = runtime.GOMAXPROCS(0)
-	}
-	if opts.Writes == 0 {
-		opts.Writes = 4
-	}
-	if opts.ChunkBytes == 0 {
-		opts.ChunkBytes = DefaultChunkBytes
-	}
-	if opts.Workers < 1 || opts.Writes < 1 || int(opts.Codec) >= len(codecNames) {
-		return nil, fmt.Errorf("bad options: %+v", opts)
+	if err := opts.complete(meta.Pages); err != nil {
+		return nil, err
 	}
 	if err := meta.validate(); err != nil {
 		return nil, err
@@ -128,22 +134,21 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 		return nil, err
 	}
 	least := l.dataOffset + PageSize
-	least += l.tailBytes(least, 0)
-	if room := roomOf(out); least > room {
+	least += l.tailBytes(least, 0) + spillBytes(meta.Pages, opts.IndexPages)
+	room := roomOf(out)
+	if least > room {
 		return nil, &TargetTooSmallError{Needed: least, Available: room}
 	}
 
 	meta.Notes = bytes.Clone(meta.Notes)
-	meta.RAM = slices.Clone(meta.RAM)
+	meta.RAM = mergeRanges(meta.RAM)
 	w := &Writer{
 		out: out, opts: opts, meta: meta, layout: l, phys: phys,
 		failure: newFailure(),
-		seen:    newBitmap(meta.MaxPFN),
-		lost:    newBitmap(meta.MaxPFN),
-		pages:   make([]storedPage, 0, meta.Pages),
+		workers: make(chan *worker, opts.Workers),
 	}
 	w.setStep("Writing")
-	if err := w.start(); err != nil {
+	if err := w.start(room); err != nil {
 		w.release()
 		return nil, err
 	}
@@ -161,32 +166,46 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 	return w, nil
 }
 
+// complete fills in what was left to the Writer.
+func (o *Options) complete(pages uint64) error {
+	if o.Workers == 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.Writes == 0 {
+		o.Writes = 4
+	}
+	if o.ChunkBytes == 0 {
+		o.ChunkBytes = chunkBytesFor(pages)
+	}
+	if o.IndexPages == 0 {
+		o.IndexPages = defaultIndexPages
+	}
+	if o.Workers < 1 || o.Writes < 1 || o.Bandwidth < 0 || o.IndexPages < 1 || int(o.Codec) >= len(codecNames) {
+		return fmt.Errorf("bad options: %+v", *o)
+	}
+	return nil
+}
+
 // start allocates the buffers and starts the goroutines.
-func (w *Writer) start() error {
-	d, err := newDisk(w.out, int64(w.opts.ChunkBytes), w.opts.Writes, w.failure, &w.bytesWritten)
+func (w *Writer) start(room int64) (err error) {
+	w.disk, err = newDisk(w.out, int64(w.opts.ChunkBytes), w.opts.Writes, w.failure, &w.bytesWritten)
 	if err != nil {
 		return err
 	}
-	w.disk = d
-	n := 2 * w.opts.Workers
-	w.jobs = make(chan *job, n)
-	w.idle = make(chan *job, n)
-	compressors := make([]compressor, w.opts.Workers)
-	for i := range compressors {
-		if compressors[i], err = newCompressor(w.opts.Codec); err != nil {
-			return err
-		}
+	if w.opts.Bandwidth > 0 {
+		w.disk.pace = newPace(w.opts.Bandwidth)
 	}
-	for range n {
-		b, err := newAligned(jobDataPages * PageSize)
+	pages := int(min(uint64(w.opts.IndexPages), max(w.meta.Pages, 1)))
+	if w.index, err = newPageIndex(w.out, room, pages, w.failure); err != nil {
+		return err
+	}
+	for range w.opts.Workers {
+		k, err := newWorker(w.opts.Codec, w.opts.Level)
 		if err != nil {
 			return err
 		}
-		w.pool = append(w.pool, b)
-		w.idle <- &job{buf: b, entries: make([]jobEntry, 0, jobPages)}
-	}
-	for _, c := range compressors {
-		w.workers.Go(func() { w.work(c) })
+		w.pool = append(w.pool, k)
+		w.workers <- k
 	}
 	return nil
 }
@@ -197,13 +216,22 @@ func (w *Writer) release() {
 		w.disk.stop()
 		w.disk = nil
 	}
-	for _, b := range w.pool {
-		b.free()
+	if w.index != nil {
+		w.index.free()
+		w.index = nil
+	}
+	w.releaseWorkers()
+}
+
+func (w *Writer) releaseWorkers() {
+	for _, k := range w.pool {
+		k.mem.free()
 	}
 	w.pool = nil
 }
 
-// closeIntake takes no more pages. It returns false if that was so already.
+// closeIntake takes no more pages and waits for the ones that are being taken. It returns false if that
+// was so already.
 func (w *Writer) closeIntake() bool {
 	w.intake.Lock()
 	defer w.intake.Unlock()
@@ -211,14 +239,12 @@ func (w *Writer) closeIntake() bool {
 		return false
 	}
 	w.closed = true
-	close(w.jobs)
 	return true
 }
 
 // halt ends the goroutines and releases everything. Either all work is done, or failure is set.
 func (w *Writer) halt() {
 	w.closeIntake()
-	w.workers.Wait()
 	w.release()
 }
 
@@ -227,7 +253,8 @@ func roomOf(out Output) int64 { return out.Size() &^ (PageSize - 1) }
 // Add gives pages to the dump: page i's content is data[i*4096:(i+1)*4096]. The caller may reuse
 // both slices after the return. A page with PageLost has no content and counts as lost.
 //
-// Add blocks while all buffers are in use.
+// The pages are compressed before Add returns, by as many callers at once as there are workers. Add
+// blocks while the target is behind with all buffers.
 func (w *Writer) Add(pages []PageRef, data []byte) error {
 	w.intake.RLock()
 	defer w.intake.RUnlock()
@@ -237,79 +264,35 @@ func (w *Writer) Add(pages []PageRef, data []byte) error {
 	if len(data) != len(pages)*PageSize {
 		return w.fail(fmt.Errorf("%d bytes for %d pages", len(data), len(pages)))
 	}
-	var j *job
-	for i, p := range pages {
-		if err := w.admit(p.PFN); err != nil {
+	var k *worker
+	select {
+	case k = <-w.workers:
+	case <-w.failure.done:
+		return w.failure.err
+	}
+	defer func() { w.workers <- k }()
+	if err := w.failure.get(); err != nil {
+		return err
+	}
+	for i := range pages {
+		if pages[i].PFN >= w.meta.MaxPFN {
+			return w.fail(fmt.Errorf("page frame %#x is not below max_pfn %#x", pages[i].PFN, w.meta.MaxPFN))
+		}
+		if err := k.take(&pages[i], data[i*PageSize:][:PageSize]); err != nil {
 			return w.fail(err)
 		}
-		if p.Flags&PageLost != 0 {
-			w.recordLost(p.PFN)
-			continue
-		}
-		if j == nil {
-			var err error
-			if j, err = w.takeJob(); err != nil {
-				return err
+		if len(k.out) > (storePages-1)*PageSize || len(k.stored) == storeAll || i == len(pages)-1 {
+			if err := w.store(k); err != nil {
+				return w.fail(err)
 			}
 		}
-		page := data[i*PageSize:][:PageSize]
-		zero := bytes.Equal(page, zeroPage[:])
-		j.entries = append(j.entries, jobEntry{PageRef: p, zero: zero})
-		if !zero {
-			copy(j.buf.b[j.n*PageSize:], page)
-			j.n++
-		}
-		if j.n == jobDataPages || len(j.entries) == jobPages {
-			w.jobs <- j // has room for every job
-			j = nil
-		}
-	}
-	if j != nil {
-		w.jobs <- j
 	}
 	return nil
 }
 
 // AddLost says that a page's content could not be kept. It is left out of the dump, counted and listed.
 func (w *Writer) AddLost(pfn uint64) error {
-	w.intake.RLock()
-	defer w.intake.RUnlock()
-	if w.closed {
-		return w.closedError()
-	}
-	if err := w.admit(pfn); err != nil {
-		return w.fail(err)
-	}
-	w.recordLost(pfn)
-	return nil
-}
-
-func (w *Writer) recordLost(pfn uint64) {
-	w.lost.set(pfn)
-	w.nLost.Add(1)
-	w.pagesDone.Add(1)
-}
-
-func (w *Writer) admit(pfn uint64) error {
-	if pfn >= w.meta.MaxPFN {
-		return fmt.Errorf("page frame %#x is not below max_pfn %#x", pfn, w.meta.MaxPFN)
-	}
-	if w.seen.set(pfn) {
-		return fmt.Errorf("%w: page frame %#x", ErrDuplicatePage, pfn)
-	}
-	return nil
-}
-
-func (w *Writer) takeJob() (*job, error) {
-	if err := w.failure.get(); err != nil {
-		return nil, err
-	}
-	select {
-	case j := <-w.idle:
-		return j, nil
-	case <-w.failure.done:
-		return nil, w.failure.err
-	}
+	return w.Add([]PageRef{{PFN: pfn, Flags: PageLost}}, zeroPage[:])
 }
 
 func (w *Writer) fail(err error) error {
@@ -324,95 +307,92 @@ func (w *Writer) closedError() error {
 	return ErrAborted
 }
 
-// work is the loop of one compression worker.
-func (w *Writer) work(c compressor) {
-	out := make([]byte, 0, jobDataPages*PageSize+compressedRoom)
-	stored := make([]storedPage, 0, jobPages)
-	for j := range w.jobs {
-		if w.failure.get() == nil {
-			if err := w.compressJob(c, j, &out, &stored); err != nil {
-				w.failure.set(err)
-			}
-		}
-		j.entries, j.n = j.entries[:0], 0
-		w.idle <- j
-	}
-}
-
-// compressJob compresses the pages of a job into out, one after the other, and hands them on in one go.
-func (w *Writer) compressJob(c compressor, j *job, out *[]byte, stored *[]storedPage) error {
-	b, st := (*out)[:0], (*stored)[:0]
-	k := 0
-	for _, e := range j.entries {
-		sp := storedPage{pfn: e.PFN, class: e.Class, flags: uint8(e.Flags & pageFlagsKnown)}
-		if e.zero {
-			sp.crc, sp.size, sp.flags = zeroCRC, PageSize, sp.flags|storedRaw
-			st = append(st, sp)
-			continue
-		}
-		page := j.buf.b[k*PageSize:][:PageSize]
-		k++
-		start := len(b)
-		packed, err := c.appendPage(b, page)
+// take compresses a page, unless it is lost or all zeros.
+func (k *worker) take(p *PageRef, page []byte) error {
+	sp := storedPage{pfn: p.PFN, class: p.Class, flags: uint8(p.Flags & pageFlagsKnown)}
+	switch {
+	case p.Flags&PageLost != 0:
+	case isZero(page):
+		sp.crc, sp.size, sp.flags = zeroCRC, PageSize, sp.flags|storedRaw
+	default:
+		start := len(k.out)
+		packed, err := k.c.appendPage(k.out, page)
 		if err != nil {
 			return err
 		}
 		if len(packed)-start >= PageSize {
 			// Readers take a page of 4096 bytes for a raw one, so what does not shrink is stored as it is.
-			packed = append(b[:start], page...)
+			packed = append(packed[:start], page...)
 			sp.flags |= storedRaw
 		}
-		b = packed
+		k.out = packed
 		sp.crc = pageCRC(page)
-		sp.size = uint16(len(b) - start)
+		sp.size = uint16(len(packed) - start)
 		sp.offset = uint64(start) + 1 // relative, and not 0: that is the zero page
-		st = append(st, sp)
 	}
-	*out, *stored = b, st
-	return w.store(b, st)
+	k.stored = append(k.stored, sp)
+	return nil
 }
 
 var zeroCRC = pageCRC(zeroPage[:])
 
+// isZero looks at the first bytes first: they decide for most pages.
+func isZero(page []byte) bool {
+	return binary.LittleEndian.Uint64(page) == 0 && bytes.Equal(page, zeroPage[:])
+}
+
 // store appends a worker's bytes to the data and takes note of where the pages are.
-func (w *Writer) store(b []byte, st []storedPage) error {
+func (w *Writer) store(k *worker) error {
+	b, st := k.out, k.stored
+	k.out, k.stored = k.out[:0], k.stored[:0]
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(st) > cap(w.pages)-len(w.pages) {
+	given := w.pages + w.lost + uint64(len(st))
+	if given > w.meta.Pages {
 		return fmt.Errorf("more pages were given than the %d of the session", w.meta.Pages)
 	}
 	base := w.data.offset
 	end := base + int64(len(b))
-	if room := roomOf(w.out); end+w.layout.tailBytes(end, 0) > room {
-		return w.tooSmall(end, uint64(len(w.pages)+len(st)), room)
+	if end+w.layout.tailBytes(end, 0) > w.index.bottom {
+		return w.tooSmall(end, given)
 	}
 	if err := w.data.append(b); err != nil {
 		return err
 	}
+	var lost int64
 	for _, sp := range st {
-		if sp.offset == 0 {
+		switch {
+		case PageFlags(sp.flags)&PageLost != 0:
+			lost++
+		case sp.offset == 0:
 			sp.offset = uint64(w.layout.dataOffset)
 			w.zeros++
-		} else {
+		default:
 			sp.offset += uint64(base) - 1
 		}
-		if PageFlags(sp.flags)&PageUncovered != 0 {
+		if PageFlags(sp.flags)&(PageUncovered|PageLost) == PageUncovered {
 			w.uncovered++
 		}
-		w.pages = append(w.pages, sp)
+		if err := w.index.add(sp, end); err != nil {
+			return err
+		}
 	}
+	w.lost += uint64(lost)
+	w.pages += uint64(len(st)) - uint64(lost)
+	w.pagesLost.Add(lost)
 	w.pagesDone.Add(int64(len(st)))
 	return nil
 }
 
 // tooSmall projects the size of the whole dump from the pages so far.
-func (w *Writer) tooSmall(end int64, pages uint64, room int64) error {
+func (w *Writer) tooSmall(end int64, pages uint64) error {
 	perPage := float64(end-w.layout.dataOffset) / float64(pages)
 	whole := w.layout.dataOffset + int64(perPage*float64(w.meta.Pages))
 	whole = max(whole, end)
 	return &TargetTooSmallError{
-		Needed:    roundUp(whole+w.layout.tailBytes(whole, 0), PageSize),
-		Available: room,
+		Needed: roundUp(whole+w.layout.tailBytes(whole, 0), PageSize) +
+			spillBytes(w.meta.Pages, w.opts.IndexPages),
+		Available: roomOf(w.out),
 		Estimated: true,
 	}
 }
@@ -434,7 +414,7 @@ func (w *Writer) Progress() Progress {
 		Step:          *w.step.Load(),
 		Pages:         w.meta.Pages,
 		PagesDone:     uint64(w.pagesDone.Load()),
-		PagesLost:     uint64(w.nLost.Load()),
+		PagesLost:     uint64(w.pagesLost.Load()),
 		BytesWritten:  uint64(w.bytesWritten.Load()),
 		BytesReadBack: uint64(w.bytesReadBack.Load()),
 	}

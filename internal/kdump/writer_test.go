@@ -444,8 +444,8 @@ func TestAddRefuses(t *testing.T) {
 		add  func(w *Writer) error
 		want error
 	}{
-		"duplicate":           {func(w *Writer) error { return addPages(w, 7, 8, 7) }, ErrDuplicatePage},
-		"lost and dumped":     {func(w *Writer) error { return errors.Join(addPages(w, 7), w.AddLost(7)) }, ErrDuplicatePage},
+		"duplicate":           {func(w *Writer) error { return addPages(w, 7, 8, 9, 1, 2, 3, 7, 4, 5, 6) }, ErrDuplicatePage},
+		"lost and dumped":     {func(w *Writer) error { return errors.Join(addPages(w, 1, 2, 3, 4, 5, 6, 7, 8, 9), w.AddLost(7)) }, ErrDuplicatePage},
 		"out of range":        {func(w *Writer) error { return addPages(w, 1000) }, nil},
 		"lost out of range":   {func(w *Writer) error { return w.AddLost(1 << 60) }, nil},
 		"data does not match": {func(w *Writer) error { return w.Add(make([]PageRef, 2), make([]byte, PageSize)) }, nil},

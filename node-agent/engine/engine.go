@@ -51,8 +51,12 @@ type Options struct {
 	Mode         session.Mode
 	ReserveBytes uint64
 	Codec        kdump.Codec
-	// Readers is how many goroutines fetch pages; 0 is one for each CPU, at most 4.
+	// CodecLevel is one of Codec.Levels; 0 is the fastest.
+	CodecLevel int
+	// Readers is how many goroutines fetch pages and compress them; 0 is one for each CPU that Go uses.
 	Readers int
+	// Bandwidth limits writing to the target, bytes per second; 0 is no limit.
+	Bandwidth int64
 	// Deadline is the longest time that memory may stay frozen; the kernel enforces it. 0 leaves it to the module.
 	Deadline time.Duration
 	// KeepPages makes the frozen memory readable through /dev/livedump-vmcore until it is thawed. The reserve must then
@@ -337,7 +341,7 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 	}
 	readers := d.options.Readers
 	if readers <= 0 {
-		readers = min(4, runtime.NumCPU())
+		readers = runtime.GOMAXPROCS(0)
 	}
 	for range readers {
 		b, err := session.NewBuffer(batchPages)
@@ -399,7 +403,8 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 		return err
 	}
 	d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
-	w, err := kdump.NewWriter(d.target, d.meta(f, n), kdump.Options{Codec: d.options.Codec})
+	w, err := kdump.NewWriter(d.target, d.meta(f, n), kdump.Options{
+		Codec: d.options.Codec, Level: d.options.CodecLevel, Workers: len(buffers), Bandwidth: d.options.Bandwidth})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kdump
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"slices"
+	"sync"
+	"unsafe"
+)
+
+// pageIndex keeps what will become the descriptors until all pages have been given, for they come in
+// any order and their place depends on all of them. It takes memory for two runs of pages at most:
+// a full run is sorted and written to the end of the target, below the run before it, and all runs
+// are merged when the pages are asked for in order. Nothing of that stays in the dump.
+//
+// One goroutine at a time calls its methods.
+type pageIndex struct {
+	out      Output
+	runPages int
+	failure  *failure
+
+	active *run
+	spare  chan *run // the other run, while it is not being written
+
+	spilling sync.WaitGroup
+	spilled  []*spilledRun
+	bottom   int64 // of what is spilled: data must end before it
+}
+
+// run is an unsorted part of the index. It lies outside the Go heap, and takes memory as it fills.
+type run struct {
+	mem   *aligned
+	pages []storedPage
+}
+
+type spilledRun struct {
+	offset int64
+	pages  int
+	sums   []uint32 // CRC-32C of each indexPiece
+}
+
+const storedPageBytes = 24
+
+// The size of storedPage is that of a descriptor: what spills is never more than the table.
+var _ [storedPageBytes]byte = [unsafe.Sizeof(storedPage{})]byte{}
+
+func newRun(pages int) (*run, error) {
+	mem, err := newAligned(pages * storedPageBytes)
+	if err != nil {
+		return nil, err
+	}
+	return &run{mem: mem, pages: unsafe.Slice((*storedPage)(unsafe.Pointer(&mem.b[0])), pages)[:0]}, nil
+}
+
+func newPageIndex(out Output, room int64, runPages int, f *failure) (*pageIndex, error) {
+	x := &pageIndex{out: out, runPages: runPages, failure: f, spare: make(chan *run, 1), bottom: room}
+	for range 2 {
+		r, err := newRun(runPages)
+		if err != nil {
+			x.free()
+			return nil, err
+		}
+		if x.active == nil {
+			x.active = r
+		} else {
+			x.spare <- r
+		}
+	}
+	return x, nil
+}
+
+// free waits for writes under way.
+func (x *pageIndex) free() {
+	x.spilling.Wait()
+	if x.active != nil {
+		x.active.mem.free()
+		x.active = nil
+	}
+	select {
+	case r := <-x.spare:
+		r.mem.free()
+	default:
+	}
+}
+
+// spillBytes is the room that n pages take at the end of the target while a dump is being written.
+func spillBytes(n uint64, runPages int) int64 {
+	if n <= uint64(runPages) {
+		return 0
+	}
+	return int64((n-1)/uint64(runPages)) * runBytes(runPages)
+}
+
+func runBytes(pages int) int64 { return roundUp(int64(pages)*storedPageBytes, PageSize) }
+
+// add takes a page. data is where the data of the dump ends so far.
+func (x *pageIndex) add(p storedPage, data int64) error {
+	if len(x.active.pages) == x.runPages {
+		if err := x.spill(data); err != nil {
+			return err
+		}
+	}
+	x.active.pages = append(x.active.pages, p) // never beyond the capacity
+	return nil
+}
+
+// spill hands the active run over to be written, and waits until the one before it has been.
+func (x *pageIndex) spill(data int64) error {
+	bottom := x.bottom - runBytes(len(x.active.pages))
+	if bottom < data {
+		return &TargetTooSmallError{Needed: data + x.bottom - bottom, Available: x.bottom, Estimated: true}
+	}
+	var next *run
+	select {
+	case next = <-x.spare:
+	case <-x.failure.done:
+		return x.failure.err
+	}
+	full := x.active
+	x.active, x.bottom = next, bottom
+	s := &spilledRun{offset: bottom, pages: len(full.pages)}
+	x.spilled = append(x.spilled, s)
+	x.spilling.Go(func() {
+		sortPages(full.pages)
+		used := full.mem.b[:runBytes(len(full.pages))]
+		for off := 0; off < len(used); off += indexPiece {
+			s.sums = append(s.sums, pageCRC(used[off:min(len(used), off+indexPiece)]))
+		}
+		for off := 0; off < len(used) && x.failure.get() == nil; off += DefaultChunkBytes {
+			part := used[off:min(len(used), off+DefaultChunkBytes)]
+			if err := writeAt(x.out, part, bottom+int64(off)); err != nil {
+				x.failure.set(err)
+			}
+		}
+		full.pages = full.pages[:0]
+		x.spare <- full
+	})
+	return nil
+}
+
+// Pages come mostly in order already, which the sorting notices.
+func sortPages(p []storedPage) {
+	slices.SortFunc(p, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
+}
+
+// each calls f for every page, lost ones included, in order of page frames. A page that was given twice
+// is ErrDuplicatePage. It may be called several times, after the last add.
+func (x *pageIndex) each(f func(*storedPage) error) error {
+	x.spilling.Wait()
+	if err := x.failure.get(); err != nil {
+		return err
+	}
+	sortPages(x.active.pages)
+	last, found := uint64(0), false
+	inOrder := func(p *storedPage) error {
+		if found && p.pfn == last {
+			return fmt.Errorf("%w: page frame %#x", ErrDuplicatePage, p.pfn)
+		}
+		last, found = p.pfn, true
+		return f(p)
+	}
+	if len(x.spilled) == 0 {
+		for i := range x.active.pages {
+			if err := inOrder(&x.active.pages[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return x.merge(inOrder)
+}
+
+const (
+	// Whole pages of the index lie in whole blocks of the target here. Each such piece has a checksum.
+	indexPiece = 3 * PageSize
+
+	mergeBytes    = 16 << 20        // of memory for all runs together
+	mergeRunBytes = 80 * indexPiece // for one, at most
+)
+
+func (x *pageIndex) merge(f func(*storedPage) error) error {
+	part := min(mergeRunBytes, max(1, mergeBytes/indexPiece/len(x.spilled))*indexPiece)
+	mem, err := newAligned(part * len(x.spilled))
+	if err != nil {
+		return err
+	}
+	defer mem.free()
+	var h mergeHeap
+	if len(x.active.pages) > 0 {
+		h = append(h, &mergeSource{head: x.active.pages})
+	}
+	for i, r := range x.spilled {
+		s := &mergeSource{out: x.out, buf: mem.b[i*part:][:part], offset: r.offset, left: r.pages, sums: r.sums}
+		if err := s.fill(); err != nil {
+			return err
+		}
+		h = append(h, s)
+	}
+	heap.Init(&h)
+	for len(h) > 0 {
+		s := h[0]
+		// Runs hardly overlap: mostly, many pages of one come before all of the others.
+		limit := h.second()
+		for {
+			if err := f(&s.head[0]); err != nil {
+				return err
+			}
+			if s.head = s.head[1:]; len(s.head) == 0 {
+				if err := s.fill(); err != nil {
+					return err
+				}
+			}
+			if len(s.head) == 0 {
+				heap.Pop(&h)
+				break
+			}
+			if s.head[0].pfn >= limit {
+				heap.Fix(&h, 0)
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// mergeSource is a run that is being merged: what is in memory of it, and where the rest is.
+type mergeSource struct {
+	head   []storedPage
+	out    Output
+	buf    []byte
+	offset int64
+	left   int // pages not yet read
+	sums   []uint32
+}
+
+// fill reads on. head is empty afterwards if the run has ended.
+func (s *mergeSource) fill() error {
+	n := min(len(s.buf)/storedPageBytes, s.left)
+	if n == 0 {
+		s.head = nil
+		return nil
+	}
+	b := s.buf[:roundUp(int64(n)*storedPageBytes, PageSize)]
+	if k, err := s.out.ReadAt(b, s.offset); k < len(b) {
+		return fmt.Errorf("reading back the page index: %w", unexpectedEOF(err))
+	}
+	for off := 0; off < len(b); off += indexPiece {
+		if pageCRC(b[off:min(len(b), off+indexPiece)]) != s.sums[0] {
+			return fmt.Errorf("%w: the page index, at %d", ErrReadBack, s.offset+int64(off))
+		}
+		s.sums = s.sums[1:]
+	}
+	s.offset += int64(len(b))
+	s.left -= n
+	s.head = unsafe.Slice((*storedPage)(unsafe.Pointer(&b[0])), n)
+	return nil
+}
+
+type mergeHeap []*mergeSource
+
+func (h mergeHeap) Len() int           { return len(h) }
+func (h mergeHeap) Less(i, j int) bool { return h[i].head[0].pfn < h[j].head[0].pfn }
+func (h mergeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *mergeHeap) Push(v any)        { *h = append(*h, v.(*mergeSource)) }
+func (h *mergeHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// second is the first page frame of all runs but the first.
+func (h mergeHeap) second() uint64 {
+	limit := ^uint64(0)
+	for _, i := range []int{1, 2} {
+		if i < len(h) {
+			limit = min(limit, h[i].head[0].pfn)
+		}
+	}
+	return limit
+}

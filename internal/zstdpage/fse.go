@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zstdpage
+
+import "math/bits"
+
+// Finite state entropy coding, section 4.1 of RFC 8878, from the encoder's side.
+
+const (
+	maxTableLog = 7
+	maxSymbols  = 53 // of match lengths; literal lengths have 36, offsets here at most 13, weights 12
+)
+
+// fseTable encodes symbols of one kind.
+type fseTable struct {
+	log    uint
+	next   [1 << maxTableLog]uint16 // states, those of a symbol side by side
+	symbol [64]fseSymbol            // room for any index that a mask leaves
+}
+
+type fseSymbol struct {
+	deltaBits uint32 // with the state added, its upper half is the number of bits that go out
+	deltaNext int32  // what to add to the rest of the state to find the next one
+}
+
+// build makes the table for a distribution. norm sums up to 1<<log, -1 counting as 1.
+func (t *fseTable) build(norm []int8, log uint) {
+	size := 1 << log
+	t.log = log
+	var spread [1 << maxTableLog]uint8
+	var at [maxSymbols]uint16
+	high, sum := size-1, uint16(0)
+	for s, n := range norm {
+		at[s] = sum
+		if n == -1 {
+			spread[high] = uint8(s)
+			high--
+			sum++
+		} else {
+			sum += uint16(n)
+		}
+	}
+	step, mask, pos := size>>1+size>>3+3, size-1, 0
+	for s, n := range norm {
+		for range n {
+			spread[pos&(len(spread)-1)] = uint8(s)
+			pos = (pos + step) & mask
+			for pos > high {
+				pos = (pos + step) & mask
+			}
+		}
+	}
+	for u := range size {
+		s := spread[u]
+		t.next[at[s]] = uint16(size + u)
+		at[s]++
+	}
+	total := int32(0)
+	for s, n := range norm {
+		e := &t.symbol[s]
+		switch n {
+		case 0:
+			*e = fseSymbol{}
+		case -1, 1:
+			e.deltaBits = uint32(log)<<16 - uint32(size)
+			e.deltaNext = total - 1
+			total++
+		default:
+			out := uint32(log) - uint32(bits.Len8(uint8(n-1))-1)
+			e.deltaBits = out<<16 - uint32(n)<<out
+			e.deltaNext = total - int32(n)
+			total += int32(n)
+		}
+	}
+}
+
+// single makes the table for one symbol that needs no bits.
+func (t *fseTable) single(s uint8) {
+	t.log = 0
+	t.next[0] = 0
+	t.symbol[s] = fseSymbol{}
+}
+
+// first is the state after which the decoder, which goes backwards, has s as its last symbol.
+func (t *fseTable) first(s uint8) uint32 {
+	e := t.symbol[s&63]
+	n := (e.deltaBits + 1<<15) >> 16
+	return uint32(t.next[int32((n<<16-e.deltaBits)>>n)+e.deltaNext])
+}
+
+// encode returns the state that stands for s and then for the given state, and writes the difference.
+func (t *fseTable) encode(w *bitWriter, state uint32, s uint8) uint32 {
+	e := t.symbol[s&63]
+	n := (state + e.deltaBits) >> 16
+	w.add(uint64(state&(1<<n-1)), uint(n))
+	return uint32(t.next[uint32(int32(state>>n)+e.deltaNext)&(1<<maxTableLog-1)])
+}
+
+func (t *fseTable) flush(w *bitWriter, state uint32) {
+	w.add(uint64(state&(1<<t.log-1)), t.log)
+}
+
+// normalize scales counts, which sum up to total, to a sum of 1<<log. Each symbol that is there gets 1 at
+// least. There are at least two such symbols, and not more than half of 1<<log.
+func normalize(norm []int8, counts []uint16, total int, log uint) {
+	size := 1 << log
+	// Rounded to nearest in fixed point; what that is off by is put right at the most frequent symbols,
+	// where it costs least.
+	scale := uint32(size<<20) / uint32(total)
+	left, largest := size, 0
+	for s, c := range counts {
+		n := int((uint32(c)*scale + 1<<19) >> 20)
+		if n == 0 && c > 0 {
+			n = 1
+		}
+		norm[s] = int8(min(n, size-1))
+		left -= int(norm[s])
+		if c > counts[largest] {
+			largest = s
+		}
+	}
+	if int(norm[largest])+left >= 1 && (left >= 0 || int(norm[largest])+left > int(norm[largest])/2) {
+		norm[largest] += int8(left)
+		return
+	}
+	for left < 0 { // many rare symbols took too much
+		worst, most := -1, int32(-1)
+		for s, n := range norm[:len(counts)] {
+			if n > 1 {
+				// The one that has most more than its share.
+				if over := int32(n)<<16 - int32(int64(counts[s])<<16*int64(size)/int64(total)); worst < 0 || over > most {
+					worst, most = s, over
+				}
+			}
+		}
+		norm[worst]--
+		left++
+	}
+}
+
+// appendDistribution writes a distribution as section 4.1.1 has it. There is room for it.
+func appendDistribution(b []byte, norm []int8, log uint) []byte {
+	w := bitWriter{b: b[:cap(b)], pos: len(b)}
+	w.add(uint64(log-5), 4)
+	remaining, threshold, n := 1<<log+1, 1<<log, log+1
+	for s := 0; remaining > 1; {
+		count := int(norm[s])
+		s++
+		most := 2*threshold - 1 - remaining
+		if count < 0 {
+			remaining--
+		} else {
+			remaining -= count
+		}
+		v := count + 1
+		if v >= threshold {
+			v += most
+		}
+		if v < most {
+			w.add(uint64(v), n-1)
+		} else {
+			w.add(uint64(v), n)
+		}
+		w.flush()
+		for remaining < threshold {
+			n--
+			threshold >>= 1
+		}
+		if count == 0 { // how many more zeros follow, in pairs of bits
+			zeros := 0
+			for remaining > 1 && norm[s] == 0 {
+				s++
+				zeros++
+			}
+			for ; zeros >= 3; zeros -= 3 {
+				w.add(3, 2)
+				w.flush()
+			}
+			w.add(uint64(zeros), 2)
+			w.flush()
+		}
+	}
+	if w.n > 0 {
+		w.b[w.pos] = byte(w.bits)
+		w.pos++
+	}
+	return w.b[:w.pos]
+}
