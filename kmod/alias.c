@@ -3,7 +3,7 @@
  * Which virtual ranges exist and how each mapping of a page is covered:
  *
  *	direct map, vmemmap	protected (wrprotect.c)
- *	static per-CPU areas	stay writable; copied in the stop, each by its CPU
+ *	static per-CPU areas	stay writable; copied in the stop
  *	tables of the two	stay writable; copied in the stop
  *	idle tasks		stay writable: entering a fault from the idle loop
  *				writes the task itself; copied in the stop
@@ -44,9 +44,15 @@ struct ld_pfns {
 static struct ld_pfns percpu_area[NR_CPUS];
 static struct ld_pfns idle_task_pages[NR_CPUS];
 static struct ld_pfns boot_stack;	/* CPU 0's idle stack, in the kernel image */
-static unsigned long *stop_pfns;	/* copied by the leader */
+static unsigned long *stop_pfns;	/* copied by whoever comes first */
 static unsigned long nr_stop_pfns, room_stop_pfns;
 static atomic_t copy_error;
+
+/* What the CPUs share among them in the stop is handed out in pieces of this size. */
+#define SHARE_PIECE	16
+static atomic_t pfns_taken, tasks_taken;	/* pieces */
+static atomic_t stacks_taken;
+static unsigned long running_stack[NR_CPUS];	/* of the task that a CPU was held in */
 
 /*
  * The static per-CPU area of a CPU, in the direct map.  Its bounds are not
@@ -59,10 +65,9 @@ static int find_percpu_area(int cpu, struct ld_pfns *area)
 	unsigned long pfn = ld_va_to_pfn(va);
 	unsigned long first, end, start, lowest = 0;
 
-	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end ||
-	    ld_pretend(LIVEDUMP_REFUSAL_LAYOUT)) {
+	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end) {
 		pr_err("the per-CPU area of CPU %d is not in the direct map\n", cpu);
-		return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	/* Where per-CPU symbols count from zero, the CPU's offset is the area's start. */
 	start = per_cpu_offset(cpu);
@@ -131,7 +136,7 @@ static int find_idle_task(int cpu)
 		return 0;
 	}
 	pr_err("cannot find the idle task of CPU %d\n", cpu);
-	return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
+	return -EOPNOTSUPP;
 found:
 	idle_task_pages[cpu].first = __pa(va) >> PAGE_SHIFT;
 	idle_task_pages[cpu].end = (__pa(va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) + 1;
@@ -142,9 +147,9 @@ int ld_alias_prepare(void)
 {
 	int cpu, err;
 
-	if (!IS_ENABLED(CONFIG_VMAP_STACK) || ld_pretend(LIVEDUMP_REFUSAL_STACKS)) {
+	if (!IS_ENABLED(CONFIG_VMAP_STACK)) {
 		pr_err("kernel stacks lie in the direct map (no CONFIG_VMAP_STACK)\n");
-		return ld_refuse(LIVEDUMP_REFUSAL_STACKS, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	ld_direct_map.start = PAGE_OFFSET;
 	ld_direct_map.end = round_up((unsigned long)__va((u64)ld_max_pfn << PAGE_SHIFT),
@@ -206,6 +211,10 @@ int ld_alias_find_stop_copies(void)
 
 	nr_stop_pfns = 0;
 	atomic_set(&copy_error, 0);
+	atomic_set(&pfns_taken, 0);
+	atomic_set(&tasks_taken, 0);
+	atomic_set(&stacks_taken, 0);
+	memset(running_stack, 0, sizeof(running_stack));
 	err = ld_wp_add_tables(add_stop_pfn);
 	if (err)
 		return err;
@@ -214,8 +223,7 @@ int ld_alias_find_stop_copies(void)
 		return err;
 	for_each_possible_cpu(cpu) {
 		err = add_stop_pfns(&idle_task_pages[cpu]);
-		if (!err && !cpu_online(cpu))	/* the others copy their own */
-			err = add_stop_pfns(&percpu_area[cpu]);
+		err = err ?: add_stop_pfns(&percpu_area[cpu]);
 		if (err)
 			return err;
 	}
@@ -242,16 +250,42 @@ static int copy_va(unsigned long va, unsigned long end)
 	return 0;
 }
 
-/* On the CPU itself, in the stop: its area and the stack that it stands on. */
-void ld_alias_copy_percpu(int cpu)
+/* On every CPU, when it is held. */
+void ld_alias_arrive(int cpu)
 {
-	unsigned long stack = (unsigned long)task_stack_page(current);
-	unsigned long pfn;
+	running_stack[cpu] = (unsigned long)task_stack_page(current);
+}
 
-	for (pfn = percpu_area[cpu].first; pfn < percpu_area[cpu].end; pfn++)
-		if (copy_pfn(pfn))
-			return;
-	copy_va(stack, stack + THREAD_SIZE);
+/*
+ * The whole stacks of what the CPUs were at, idle tasks and dying ones too, that no list
+ * has.  Whose CPU waits on its stack meanwhile, writes below what it was interrupted in.
+ */
+static int copy_running_stacks(void)
+{
+	int cpu;
+
+	while ((cpu = atomic_inc_return(&stacks_taken) - 1) < nr_cpu_ids) {
+		unsigned long stack = running_stack[cpu];
+
+		if (stack && copy_va(stack, stack + THREAD_SIZE))
+			return -ENOSPC;
+	}
+	return 0;
+}
+
+/* A share of page tables, per-CPU areas and idle tasks. */
+static int copy_pfns(void)
+{
+	for (;;) {
+		unsigned long i = (unsigned long)(atomic_inc_return(&pfns_taken) - 1) * SHARE_PIECE;
+		unsigned long end = min(i + SHARE_PIECE, nr_stop_pfns);
+
+		if (i >= nr_stop_pfns)
+			return 0;
+		for (; i < end; i++)
+			if (copy_pfn(stop_pfns[i]))
+				return -ENOSPC;
+	}
 }
 
 static int copy_task_stack(struct task_struct *t)
@@ -260,34 +294,40 @@ static int copy_task_stack(struct task_struct *t)
 	unsigned long sp = READ_ONCE(t->thread.sp);
 
 	if (!stack || READ_ONCE(t->on_cpu))
-		return 0;	/* a running task's was copied by its CPU */
+		return 0;	/* see copy_running_stacks() */
 	if (sp < stack || sp >= stack + THREAD_SIZE)
 		sp = stack;
 	return copy_va(sp, stack + THREAD_SIZE);
 }
 
 /*
- * On the leader, in the stop, while the others copy their own.  No lock for the
- * list of tasks: no CPU is anywhere but in the stop, and a list that is read under
+ * A share of the stacks of sleeping tasks.  Every CPU walks the whole list, which costs
+ * little beside the copies, and copies the pieces that it has taken.  No lock for the
+ * list: no CPU is anywhere but in the stop, and a list that is read under
  * RCU is whole at every instant.
  */
-int ld_alias_copy_shared(void)
+static int copy_stacks(void)
 {
+	int mine = atomic_inc_return(&tasks_taken) - 1, i = 0;
 	struct task_struct *g, *t;
-	unsigned long i;
-	int err;
 
-	for (i = 0; i < nr_stop_pfns; i++) {
-		err = copy_pfn(stop_pfns[i]);
-		if (err)
-			return err;
-	}
 	for_each_process_thread(g, t) {
-		err = copy_task_stack(t);
-		if (err)
-			return err;
+		int piece = i++ / SHARE_PIECE;
+
+		if (piece > mine)
+			mine = atomic_inc_return(&tasks_taken) - 1;
+		if (piece == mine && copy_task_stack(t))
+			return -ENOSPC;
 	}
-	return atomic_read(&copy_error);
+	return 0;
+}
+
+/* In the stop, on several CPUs.  The leader asks for the error. */
+void ld_alias_copy(void)
+{
+	if (copy_pfns() || copy_running_stacks())
+		return;
+	copy_stacks();
 }
 
 int ld_alias_copy_error(void)

@@ -121,11 +121,26 @@ void ld_own_release(void);
 
 /* ---- plan.c ---- */
 
-void ld_for_each_leaf(const struct ld_va_range *r, bool in_stop, ld_entry_fn fn, void *arg);
+void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg);
 int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 		  unsigned long base, int (*add)(unsigned long pfn));
 int ld_add_leaf_tables(int (*add)(unsigned long pfn));
+void ld_plan_reset(void);
 void ld_plan_release(void);
+
+/* ---- eager.c, test builds only ---- */
+
+#ifdef LIVEDUMP_TEST
+bool ld_eager(void);
+int ld_eager_plan(bool *split);
+bool ld_eager_owns(unsigned long pfn);
+u64 ld_eager_protect(void);
+#else
+static inline bool ld_eager(void) { return false; }
+static inline int ld_eager_plan(bool *split) { return 0; }
+static inline bool ld_eager_owns(unsigned long pfn) { return false; }
+static inline u64 ld_eager_protect(void) { return 0; }
+#endif
 
 /* ---- restore.c ---- */
 

@@ -5,7 +5,6 @@
  *   chardev.c    /dev/livedump: checks arguments, calls the session
  *   vmcore.c     /dev/livedump-vmcore: the frozen machine as an ELF core
  *   session.c    the state machine; owns every resource of a session
- *   guard.c      refuses what must not happen meanwhile: suspend, hotplug
  *   stop.c       holds all CPUs for the one instant
  *   notes.c      registers of every CPU, VMCOREINFO
  *   alias.c      which virtual ranges exist and how each is covered
@@ -18,6 +17,7 @@
  *   reserve.c    preallocated pages for copies and page tables
  *   blocks.c     ... which pages those are
  *   truth.c      test builds only: is every page as it was in the stop?
+ *   eager.c      test builds only: the method of earlier systems, to compare with
  *
  * All state of the session is static data of the module.  Nothing of it may lie
  * in the direct map, which is protected: a write to it from the fault path
@@ -64,13 +64,8 @@ int ld_session_notes(struct file *owner, struct livedump_notes *arg);
 int ld_session_next(struct file *owner, struct livedump_next *arg);
 int ld_session_stats(struct file *owner, struct livedump_stats *arg);
 int ld_session_thaw(struct file *owner);
-int ld_session_takeover(struct file *file, struct livedump_takeover *arg);
 void ld_session_release(struct file *owner);
-void ld_session_end_for_reboot(void);
-int ld_session_init(void);
 void ld_session_exit(void);
-/* Notes why PREPARE refuses, for the caller; returns err. */
-int ld_refuse(enum livedump_refusal why, int err);
 
 /* The reserve is used up.  Called from the fault path. */
 void ld_session_reserve_exhausted(void);
@@ -83,14 +78,6 @@ void ld_session_reserve_exhausted(void);
  */
 int ld_session_read_begin(u64 *session);
 void ld_session_read_end(void);
-
-/* ---- guard.c ---- */
-
-int ld_guard_register(void);
-void ld_guard_unregister(void);
-int ld_guard_begin(void);
-void ld_guard_freeze(void);
-void ld_guard_end(void);
 
 /* ---- chardev.c ---- */
 
@@ -105,41 +92,47 @@ void ld_vmcore_release(void);
 
 /* ---- stop.c ---- */
 
+#define LD_STOP_STEPS_MAX	8
+
 struct ld_stop_times {
-	u64 stop_ns;
-	u64 rendezvous_ns;
-	u64 copies_ns;
-	u64 entries_ns;
+	u64 stop_ns;		/* from before the first CPU was held till the last had left */
+	u64 rendezvous_ns;	/* parts of it, one after the other */
+	u64 step_ns[LD_STOP_STEPS_MAX];
 	u64 flush_ns;
+	u64 registers_ns;	/* the longest that a CPU took; part of the rendezvous */
 	u32 attempts;
 	u64 missing_cpus;
+};
+
+/* A step of what is done in the stop: no lock, no allocation, perhaps NMI context. */
+struct ld_stop_step {
+	/* On several CPUs at once: takes pieces of the work until none is left. */
+	void (*work)(void);
+	/* On the leader, when all is done; NULL: fine.  An error: all retreat. */
+	int (*judge)(void);
 };
 
 struct ld_stop_ops {
 	/* Before each attempt, in process context. */
 	int (*plan)(void);
-	/* On the leader, in the stop: is the plan still right?  -EAGAIN if not. */
-	int (*check)(void);
-	/* On every CPU, in the stop: copies what belongs to that CPU alone. */
-	void (*each_cpu)(int cpu);
-	/* On the leader, in the stop, while the others do theirs. */
-	int (*copy)(void);
-	/* On the leader, after all: did a copy fail anywhere? */
-	int (*copy_error)(void);
-	/* On the leader, in the stop.  Cannot fail. */
-	void (*protect)(void);
+	/* On every CPU, on its arrival. */
+	void (*arrive)(int cpu);
+	/* -EAGAIN from a step that has changed nothing yet: another attempt. */
+	const struct ld_stop_step *steps;
+	unsigned int nr_steps;
 };
 
+int ld_stop_init(void);
+void ld_stop_exit(void);
 int ld_stop_run(const struct ld_stop_ops *ops, unsigned long caller,
 		struct ld_stop_times *times);
-void ld_stop_wait_idle(void);
-void ld_flush_tlb_all_cpus(void);
+void ld_flush_tlb_all_cpus(unsigned int patience_us);	/* 0: until all have */
 
 /* ---- notes.c ---- */
 
 int ld_notes_prepare(void);
 void ld_notes_release(void);
-void ld_notes_capture_interrupted(int cpu);
+void ld_notes_capture_interrupted(int cpu, const struct pt_regs *regs);
 void ld_notes_capture_caller(int cpu, unsigned long caller);
 size_t ld_notes_bytes(void);
 unsigned int ld_notes_cpus(void);
@@ -159,8 +152,8 @@ extern struct ld_va_range ld_vmalloc, ld_modules, ld_image;
 
 int ld_alias_prepare(void);
 int ld_alias_find_stop_copies(void);
-void ld_alias_copy_percpu(int cpu);
-int ld_alias_copy_shared(void);
+void ld_alias_arrive(int cpu);
+void ld_alias_copy(void);
 int ld_alias_copy_error(void);
 void ld_alias_release(void);
 
@@ -168,8 +161,11 @@ void ld_alias_release(void);
 
 int ld_wp_prepare(void);
 int ld_wp_plan(void);
-int ld_wp_check_plan(void);
-void ld_wp_protect(void);
+/* Steps of the stop. */
+void ld_wp_check_plan(void);
+int ld_wp_plan_is_stale(void);		/* -EAGAIN: it is */
+void ld_wp_protect_leaves(void);
+void ld_wp_protect_upper(void);
 void ld_wp_restore(void);
 void ld_wp_release(void);
 int ld_wp_add_tables(int (*add)(unsigned long pfn));
@@ -178,10 +174,8 @@ unsigned long ld_va_to_pfn(unsigned long va);	/* ULONG_MAX: not mapped */
 /* Memory at va is written by the fault path: never protect this mapping of it. */
 void ld_wp_add_own(const void *va, size_t bytes);
 
-struct ld_wp_counts {
-	u64 pud, pmd, pte;	/* entries changed in the stop */
-};
-extern struct ld_wp_counts ld_wp_counts;
+/* Entries changed in the stop, by level (1: 4 KiB). */
+u64 ld_wp_changed(int level);
 
 /* ---- pages.c ---- */
 
@@ -273,17 +267,16 @@ u64 ld_reserve_overhead(void);
 u64 ld_reserve_size(u64 limit_bytes, u64 estimate);
 int ld_blocks_add(u64 want, u64 (*add)(void *page));
 
-/* ---- truth.c, test builds only ---- */
+/* ---- eager.c and truth.c, test builds only ---- */
 
 #ifdef LIVEDUMP_TEST
-/* Is the test pretending that this machine has to be refused for that reason? */
-bool ld_pretend(enum livedump_refusal why);
+bool ld_measuring(void);
 int ld_truth_prepare(void);
 void ld_truth_release(void);
 void ld_truth_take(void);
 void ld_truth_compare(const void *content, const struct livedump_page *d);
 #else
-static inline bool ld_pretend(enum livedump_refusal why) { return false; }
+static inline bool ld_measuring(void) { return false; }
 static inline int ld_truth_prepare(void) { return 0; }
 static inline void ld_truth_release(void) { }
 static inline void ld_truth_take(void) { }

@@ -6,34 +6,32 @@
 
 static int __init ld_init(void)
 {
-	int err = ld_session_init();
+	int err = ld_stop_init();
 
 	if (err)
 		return err;
-	err = ld_guard_register();
-	if (err)
-		goto no_guard;
 	err = ld_chardev_register();
 	if (err)
 		goto no_chardev;
 	err = ld_vmcore_register();
-	if (!err)
-		return 0;
+	if (err)
+		goto no_vmcore;
+	return 0;
+
+no_vmcore:
 	ld_chardev_unregister();
 no_chardev:
-	ld_guard_unregister();
-no_guard:
-	ld_session_exit();
+	ld_stop_exit();
 	return err;
 }
 
 static void __exit ld_exit(void)
 {
-	/* No file is open any more and no session is an orphan, so there is none. */
+	/* No file is open any more, so there is no session. */
 	ld_vmcore_unregister();
 	ld_chardev_unregister();
 	ld_session_exit();
-	ld_guard_unregister();
+	ld_stop_exit();
 }
 
 module_init(ld_init);

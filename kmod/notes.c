@@ -2,9 +2,9 @@
 /*
  * ELF notes of the dump: NT_PRSTATUS of every CPU as of the stop, VMCOREINFO.
  *
- * The registers are those of the interrupted context, found by unwinding from
- * the handler to the first register frame: the interrupt that holds a CPU in
- * the stop is then not part of what the CPU "was doing".  For the leader they are those of
+ * The registers are those of the interrupted context: what an NMI was given, or, for an
+ * interrupt, found by unwinding from its handler to the first register frame.  So what holds
+ * a CPU in the stop is not part of what the CPU "was doing".  For the leader they are those of
  * the system call's frame that called into the module.
  */
 #include <linux/elf.h>
@@ -39,16 +39,22 @@ static void copy_partial(struct pt_regs *dst, struct unwind_state *s)
 	dst->flags = X86_EFLAGS_FIXED;
 }
 
-void ld_notes_capture_interrupted(int cpu)
+/* regs: the interrupted context, if it is known.  Interrupt or NMI context. */
+void ld_notes_capture_interrupted(int cpu, const struct pt_regs *regs)
 {
 	struct unwind_state s;
 
+	if (regs) {
+		cpu_regs[cpu] = *regs;
+		cpumask_set_cpu(cpu, &captured);
+		return;
+	}
 	for (unwind_start(&s, current, NULL, NULL); !unwind_done(&s); unwind_next_frame(&s)) {
 		bool partial = false;
-		struct pt_regs *regs = unwind_get_entry_regs(&s, &partial);
+		const struct pt_regs *entry = unwind_get_entry_regs(&s, &partial);
 
-		if (regs && !partial) {
-			cpu_regs[cpu] = *regs;
+		if (entry && !partial) {
+			cpu_regs[cpu] = *entry;
 			cpumask_set_cpu(cpu, &captured);
 			return;
 		}
@@ -105,9 +111,9 @@ int ld_notes_prepare(void)
 	if (!cpu_regs || !info)
 		return -ENOMEM;
 	copy_vmcoreinfo();
-	if (!info_len || ld_pretend(LIVEDUMP_REFUSAL_VMCOREINFO)) {
+	if (!info_len) {
 		pr_err("this kernel has no VMCOREINFO\n");
-		return ld_refuse(LIVEDUMP_REFUSAL_VMCOREINFO, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	return 0;
 }

@@ -13,12 +13,14 @@
 #include "compat.h"
 #include "entry.h"
 
-struct ld_wp_counts ld_wp_counts;
+static atomic64_t changed[LEVEL_PUD + 1];	/* in the stop */
+
+/* How long CPUs may take to flush after huge leaves were split; none has to. */
+#define SPLIT_FLUSH_US	20000
 
 /* The entries to protect by level; the low bits are the level. */
 static unsigned long *plan;
 static unsigned long plan_len, plan_room;
-static u64 plan_fingerprint;
 
 static bool has_hot(const struct ld_va_range *r, unsigned long va, unsigned long size)
 {
@@ -122,35 +124,150 @@ again:
 }
 
 /*
- * A number that changes when a table is added, removed or replaced below the
- * ranges.  Every entry of levels 3 and 2 is read: 4 KiB for a gigabyte.
+ * The plan is right while no table has come, gone or been replaced: in the direct map and vmemmap at
+ * any level, in the other ranges down to the second, for what is below is found in the
+ * stop.  Checked table by table in the stop, all CPUs sharing them: 4 KiB to read for
+ * a gigabyte of RAM, and 256 KiB for the vmalloc area.
  */
-static u64 fingerprint(const struct ld_va_range *r, ld_entry *table, int level,
-		       unsigned long base, u64 h)
+struct ld_checked {
+	const ld_entry *table;
+	u16 first, end;		/* entries */
+	u16 level;
+	u64 sum;
+};
+
+static struct ld_checked *checked;
+static unsigned int nr_checked, room_checked;
+static atomic_t checks_taken, stale;
+
+/* The second-level tables of the ranges that are protected at their leaves. */
+struct ld_pmd_table {
+	const struct ld_va_range *range;
+	ld_entry *table;	/* NULL: a huge leaf of the third level */
+	ld_entry leaf;
+	unsigned long va;
+};
+
+#define PMD_PIECE	8	/* entries that a CPU takes at a time */
+
+static struct ld_pmd_table *pmd_tables;
+static unsigned int nr_pmd_tables, room_pmd_tables;
+static atomic_t pmd_taken, plan_taken;
+
+/* A number for which tables a table points to. */
+static u64 sum_of(const struct ld_checked *c)
 {
+	u64 sum = 0;
 	int i;
 
-	for (i = 0; i < PT_ENTRIES; i++) {
-		unsigned long va = base + i * level_size(level);
-		ld_entry v;
+	for (i = c->first; i < c->end; i++) {
+		ld_entry v = READ_ONCE(c->table[i]);
 
-		if (!entry_touches(r, va, level))
-			continue;
-		v = READ_ONCE(table[i]);
-		if (!(v & _PAGE_PRESENT) || is_leaf(v, level))
-			continue;
-		h = h * 0x9e3779b97f4a7c15ULL + (va ^ (v & PTE_PFN_MASK));
-		if (level > LEVEL_PMD)
-			h = fingerprint(r, child_table(v), level - 1, va, h);
+		if (v & _PAGE_PRESENT && !is_leaf(v, c->level))
+			sum = sum * 0x9e3779b97f4a7c15ULL + (i ^ (v & PTE_PFN_MASK));
 	}
-	return h;
+	return sum;
 }
 
-static u64 fingerprint_all(void)
+/* An array from vmalloc with room for one more. */
+static void *grow(void *old, unsigned int n, unsigned int *room, size_t size)
 {
-	u64 h = fingerprint(&ld_direct_map, top_table(), top_level(), top_base(), 1);
+	void *new;
 
-	return fingerprint(&ld_vmemmap, top_table(), top_level(), top_base(), h);
+	if (n < *room)
+		return old;
+	new = vmalloc(array_size(*room ? *room * 2 : 256, size));
+	if (!new)
+		return NULL;
+	if (n)
+		memcpy(new, old, n * size);
+	vfree(old);
+	*room = *room ? *room * 2 : 256;
+	return new;
+}
+
+static int add_pmd_table(const struct ld_va_range *r, ld_entry v, unsigned long va)
+{
+	struct ld_pmd_table *n = grow(pmd_tables, nr_pmd_tables, &room_pmd_tables, sizeof(*n));
+
+	if (!n)
+		return -ENOMEM;
+	pmd_tables = n;
+	n[nr_pmd_tables++] = (struct ld_pmd_table){
+		.range = r, .leaf = v, .va = va,
+		.table = is_leaf(v, LEVEL_PUD) ? NULL : child_table(v),
+	};
+	return 0;
+}
+
+/* lowest: the level of the last tables to be checked. */
+static int add_checked(const struct ld_va_range *r, ld_entry *table, int level, int lowest,
+		       unsigned long base)
+{
+	struct ld_checked *n = grow(checked, nr_checked, &room_checked, sizeof(*n)), *c;
+	int i, err = 0;
+
+	if (!n)
+		return -ENOMEM;
+	checked = n;
+	c = &checked[nr_checked++];
+	*c = (struct ld_checked){ .table = table, .level = level, .first = PT_ENTRIES };
+	for (i = 0; i < PT_ENTRIES; i++) {
+		if (!entry_touches(r, base + i * level_size(level), level))
+			continue;
+		c->first = min_t(int, c->first, i);
+		c->end = i + 1;
+	}
+	c->sum = sum_of(c);
+	/* c may move from here on. */
+	for (i = 0; i < PT_ENTRIES && !err; i++) {
+		unsigned long va = base + i * level_size(level);
+		ld_entry v = READ_ONCE(table[i]);
+
+		if (!entry_touches(r, va, level) || !(v & _PAGE_PRESENT))
+			continue;
+		if (level == LEVEL_PUD && lowest == LEVEL_PUD)
+			err = add_pmd_table(r, v, va);
+		else if (level > lowest && !is_leaf(v, level))
+			err = add_checked(r, child_table(v), level - 1, lowest, va);
+		cond_resched();
+	}
+	return err;
+}
+
+static int note_tables(void)
+{
+	const struct {
+		const struct ld_va_range *range;
+		int lowest;
+	} r[] = {
+		{ &ld_direct_map, LEVEL_PMD }, { &ld_vmemmap, LEVEL_PMD },
+		{ &ld_vmalloc, LEVEL_PUD }, { &ld_modules, LEVEL_PUD }, { &ld_image, LEVEL_PUD },
+	};
+	int i, err = 0;
+
+	nr_checked = 0;
+	nr_pmd_tables = 0;
+	atomic_set(&checks_taken, 0);
+	atomic_set(&stale, 0);
+	for (i = 0; i < ARRAY_SIZE(r) && !err; i++)
+		err = add_checked(r[i].range, top_table(), top_level(), r[i].lowest, top_base());
+	return err;
+}
+
+/* In the stop, on several CPUs: a share of the tables. */
+void ld_wp_check_plan(void)
+{
+	unsigned int i;
+
+	while ((i = atomic_inc_return(&checks_taken) - 1) < nr_checked)
+		if (sum_of(&checked[i]) != checked[i].sum)
+			atomic_set(&stale, 1);
+}
+
+int ld_wp_plan_is_stale(void)
+{
+	return atomic_read(&stale) ? -EAGAIN : 0;
 }
 
 int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
@@ -159,7 +276,7 @@ int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 	int i, err;
 
 	for (i = 0; i < PT_ENTRIES; i++) {
-		unsigned long va = base + i * level_size(level);
+		unsigned long va = base + i * level_size(level), pfn;
 		ld_entry v;
 
 		if (!entry_touches(r, va, level))
@@ -169,7 +286,8 @@ int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 		if (!(v & _PAGE_PRESENT) || is_leaf(v, level) ||
 		    !ld_page_is_ram((v & PTE_PFN_MASK) >> PAGE_SHIFT))
 			continue;
-		err = add((v & PTE_PFN_MASK) >> PAGE_SHIFT);
+		pfn = (v & PTE_PFN_MASK) >> PAGE_SHIFT;
+		err = ld_eager_owns(pfn) ? 0 : add(pfn);
 		if (!err && level > LEVEL_PMD)
 			err = ld_add_tables(r, child_table(v), level - 1, va, add);
 		if (err)
@@ -199,7 +317,7 @@ static int add_level_tables(int (*add)(unsigned long pfn))
  * looked at: the kernel frees tables of these ranges only after it has
  * interrupted every CPU.
  */
-void ld_for_each_leaf(const struct ld_va_range *r, bool in_stop, ld_entry_fn fn, void *arg)
+void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg)
 {
 	unsigned long va = r->start, next;
 
@@ -228,8 +346,7 @@ void ld_for_each_leaf(const struct ld_va_range *r, bool in_stop, ld_entry_fn fn,
 		local_irq_restore(flags);
 		if (next >= r->end || next < va)
 			return;
-		if (!in_stop)
-			cond_resched();
+		cond_resched();
 	}
 }
 
@@ -258,35 +375,98 @@ static bool any_hot(unsigned long pfn, unsigned long nr)
 	return pfn < end && find_next_bit(ld_hot, end, pfn) < end;
 }
 
-static void protect_leaf(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
+/* What is the same for all leaves of a table, and what has been found of it. */
+struct ld_leaves {
+	const struct ld_va_range *range;
+	bool writable_later;		/* the table, by the fault path */
+	bool has_own;			/* some of it may be the module's own */
+	unsigned int changed;
+};
+
+static void look_at_table(struct ld_leaves *l, ld_entry *table, unsigned long va,
+			  unsigned long bytes)
+{
+	unsigned long pfn = __pa(table) >> PAGE_SHIFT;
+
+	/* One that has come since the plan could not be written later. */
+	l->writable_later = ld_window_index(pfn) >= 0 ||
+			    (pfn < ld_max_pfn && test_bit(pfn, ld_self));
+	l->has_own = ld_is_own(va, bytes);
+}
+
+static void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, int level,
+			 unsigned long va)
 {
 	unsigned long pfn = leaf_pfn(v, level), nr = level_size(level) >> PAGE_SHIFT;
-	unsigned long table = __pa(e) >> PAGE_SHIFT;
 	unsigned long i;
 
 	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn))
 		return;		/* read-only, or a device */
-	if (!(v & _PAGE_NX) || ld_is_own(va, level_size(level)) || any_hot(pfn, nr) ||
-	    (level == LEVEL_PTE && arg == &ld_vmalloc && like_a_stack(e)) ||
-	    /* a table that has come since the plan could not be written later */
-	    (ld_window_index(table) < 0 && !(table < ld_max_pfn && test_bit(table, ld_self)))) {
+	if (!l->writable_later || !(v & _PAGE_NX) || any_hot(pfn, nr) ||
+	    (l->has_own && ld_is_own(va, level_size(level))) ||
+	    (level == LEVEL_PTE && l->range == &ld_vmalloc && like_a_stack(e))) {
 		for (i = 0; i < nr; i++)
 			ld_page_uncover(pfn + i);
 		return;
 	}
-	if (!ld_protect_entry(e, level))
-		return;
-	if (level == LEVEL_PTE)
-		ld_wp_counts.pte++;
-	else if (level == LEVEL_PMD)
-		ld_wp_counts.pmd++;
-	else
-		ld_wp_counts.pud++;
+	l->changed += ld_protect_entry(e, level);
 }
 
-static void protect_leaves(struct ld_va_range *r)
+static void protect_below(const struct ld_pmd_table *t, int i)
 {
-	ld_for_each_leaf(r, true, protect_leaf, r);
+	unsigned long va = t->va + i * PMD_SIZE;
+	struct ld_leaves l = { .range = t->range };
+	ld_entry v = READ_ONCE(t->table[i]);
+	ld_entry *table;
+	int j;
+
+	if (!(v & _PAGE_PRESENT) || !entry_touches(t->range, va, LEVEL_PMD))
+		return;
+	if (is_leaf(v, LEVEL_PMD)) {
+		look_at_table(&l, t->table, va, PMD_SIZE);
+		protect_leaf(&l, &t->table[i], v, LEVEL_PMD, va);
+		atomic64_add(l.changed, &changed[LEVEL_PMD]);
+		return;
+	}
+	table = child_table(v);
+	look_at_table(&l, table, va, PMD_SIZE);
+	for (j = 0; j < PT_ENTRIES; j++) {
+		v = READ_ONCE(table[j]);
+		if (v & _PAGE_PRESENT)
+			protect_leaf(&l, &table[j], v, LEVEL_PTE, va + j * PAGE_SIZE);
+	}
+	atomic64_add(l.changed, &changed[LEVEL_PTE]);
+}
+
+/* The kernel maps no RAM like this in these ranges; if it does one day, let it be known. */
+static void uncover_leaf(ld_entry v)
+{
+	unsigned long pfn = leaf_pfn(v, LEVEL_PUD), end = pfn + (PUD_SIZE >> PAGE_SHIFT);
+
+	for (; v & _PAGE_RW && pfn < end && ld_page_is_ram(pfn); pfn++)
+		ld_page_uncover(pfn);
+}
+
+/*
+ * In the stop, on several CPUs: a share of the leaves.  First, while their tables can still be
+ * written in the direct map.
+ */
+void ld_wp_protect_leaves(void)
+{
+	const unsigned int pieces = PT_ENTRIES / PMD_PIECE;
+
+	for (;;) {
+		unsigned int piece = atomic_inc_return(&pmd_taken) - 1;
+		unsigned int i, first = piece % pieces * PMD_PIECE;
+		const struct ld_pmd_table *t = &pmd_tables[piece / pieces];
+
+		if (piece / pieces >= nr_pmd_tables)
+			return;
+		for (i = first; t->table && i < first + PMD_PIECE; i++)
+			protect_below(t, i);
+		if (!t->table && !first)
+			uncover_leaf(t->leaf);
+	}
 }
 
 struct ld_image_split {
@@ -327,17 +507,28 @@ int ld_wp_plan(void)
 
 	plan_len = 0;
 	add_level_tables(mark_hot);
-	ld_for_each_leaf(&ld_image, false, split_hot_image, &image);
+	ld_for_each_leaf(&ld_image, split_hot_image, &image);
 	err = image.err;
-	err = err ?: plan_table(&ld_direct_map, top_table(), top_level(), top_base(), &split);
-	err = err ?: plan_table(&ld_vmemmap, top_table(), top_level(), top_base(), &split);
+	err = err ?: ld_eager_plan(&split);
+	if (!ld_eager()) {
+		err = err ?: plan_table(&ld_direct_map, top_table(), top_level(), top_base(),
+					&split);
+		err = err ?: plan_table(&ld_vmemmap, top_table(), top_level(), top_base(),
+					&split);
+	}
+	/*
+	 * Old translations allow what the new ones do.  A CPU that does not answer is waited
+	 * for in the stop, where every one flushes.
+	 */
 	if (split || image.split)
-		ld_flush_tlb_all_cpus();
+		ld_flush_tlb_all_cpus(SPLIT_FLUSH_US);
 	err = err ?: ld_window_open();
 	if (err)
 		return err;
-	plan_fingerprint = fingerprint_all();
-	return 0;
+	atomic_set(&pmd_taken, 0);
+	atomic_set(&plan_taken, 0);
+	ld_plan_reset();
+	return note_tables();
 }
 
 /* Every page of the tables that get marks: as of the stop they have none. */
@@ -346,31 +537,41 @@ int ld_wp_add_tables(int (*add)(unsigned long pfn))
 	return add_level_tables(add) ?: ld_add_leaf_tables(add);
 }
 
-/* In the stop, before anything is changed: is the plan still about these tables? */
-int ld_wp_check_plan(void)
+#define PLAN_PIECE	64
+
+/* In the stop, on several CPUs, when all leaves are done: a share of the plan. */
+void ld_wp_protect_upper(void)
 {
-	return fingerprint_all() == plan_fingerprint ? 0 : -EAGAIN;
+	unsigned int n[LEVEL_PUD + 1] = { 0 }, level;
+
+	if (ld_eager())
+		atomic64_add(ld_eager_protect(), &changed[LEVEL_PTE]);
+	for (;;) {
+		unsigned long i = (unsigned long)(atomic_inc_return(&plan_taken) - 1) * PLAN_PIECE;
+		unsigned long end = min(i + PLAN_PIECE, plan_len);
+
+		if (i >= plan_len)
+			break;
+		for (; i < end; i++) {
+			level = plan[i] & 7;
+			n[level] += ld_protect_entry((ld_entry *)(plan[i] & ~7UL), level);
+		}
+	}
+	for (level = LEVEL_PTE; level <= LEVEL_PUD; level++)
+		atomic64_add(n[level], &changed[level]);
 }
 
-/* In the stop. */
-void ld_wp_protect(void)
+u64 ld_wp_changed(int level)
 {
-	u64 changed[LEVEL_PUD + 1] = { 0 };
-	unsigned long i;
+	return atomic64_read(&changed[level]);
+}
 
-	memset(&ld_wp_counts, 0, sizeof(ld_wp_counts));
-	/* First, while their tables can still be written in the direct map. */
-	protect_leaves(&ld_vmalloc);
-	protect_leaves(&ld_modules);
-	protect_leaves(&ld_image);
-	for (i = 0; i < plan_len; i++) {
-		int level = plan[i] & 7;
+void ld_plan_reset(void)
+{
+	int i;
 
-		changed[level] += ld_protect_entry((ld_entry *)(plan[i] & ~7UL), level);
-	}
-	ld_wp_counts.pud += changed[LEVEL_PUD];
-	ld_wp_counts.pmd += changed[LEVEL_PMD];
-	ld_wp_counts.pte += changed[LEVEL_PTE];
+	for (i = 0; i < ARRAY_SIZE(changed); i++)
+		atomic64_set(&changed[i], 0);
 }
 
 void ld_plan_release(void)
@@ -379,4 +580,12 @@ void ld_plan_release(void)
 	plan = NULL;
 	plan_len = 0;
 	plan_room = 0;
+	vfree(checked);
+	checked = NULL;
+	nr_checked = 0;
+	room_checked = 0;
+	vfree(pmd_tables);
+	pmd_tables = NULL;
+	nr_pmd_tables = 0;
+	room_pmd_tables = 0;
 }

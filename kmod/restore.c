@@ -57,8 +57,8 @@ static void for_each_split_range(ld_entry_fn fn, void *arg)
 static void for_each_marked_range(ld_entry_fn fn, void *arg)
 {
 	for_each_split_range(fn, arg);
-	ld_for_each_leaf(&ld_vmalloc, false, fn, arg);
-	ld_for_each_leaf(&ld_modules, false, fn, arg);
+	ld_for_each_leaf(&ld_vmalloc, fn, arg);
+	ld_for_each_leaf(&ld_modules, fn, arg);
 }
 
 static void count_marks(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
@@ -162,7 +162,7 @@ static void join_level(int level, struct ld_joins *j)
 		j->n = 0;
 		j->level = level;
 		for_each_split_range(find_joins, j);
-		ld_flush_tlb_all_cpus();
+		ld_flush_tlb_all_cpus(0);
 		synchronize_rcu();
 		for (i = 0; i < j->n; i++) {
 			struct ld_join *k = &j->v[i];
@@ -181,7 +181,7 @@ static void join_level(int level, struct ld_joins *j)
 			}
 		}
 		if (put_back)
-			ld_flush_tlb_all_cpus();
+			ld_flush_tlb_all_cpus(0);
 	} while (j->n == JOINS_AT_ONCE);
 }
 

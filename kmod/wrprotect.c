@@ -310,26 +310,26 @@ int ld_wp_prepare(void)
 
 	fault_tp = NULL;
 	for_each_kernel_tracepoint(find_tracepoint, &fault_tp);
-	if (!fault_tp || ld_pretend(LIVEDUMP_REFUSAL_TRACEPOINT)) {
+	if (!fault_tp) {
 		pr_err("this kernel has no tracepoint exceptions:page_fault_kernel\n");
-		return ld_refuse(LIVEDUMP_REFUSAL_TRACEPOINT, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	marks = ld_count_marks();
-	if (marks || ld_pretend(LIVEDUMP_REFUSAL_ENTRY_BITS)) {
+	if (marks) {
 		pr_err("%lu page-table entries use the software bits that livedump needs\n", marks);
-		return ld_refuse(LIVEDUMP_REFUSAL_ENTRY_BITS, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	err = ld_restore_prepare();
 	if (err)
 		return err;
-	memset(&ld_wp_counts, 0, sizeof(ld_wp_counts));
+	ld_plan_reset();
 	granting = false;
 	ld_for_each_module_part(ld_wp_add_own);
 	/* First of all probes: the others may write what is protected. */
 	err = tracepoint_probe_register_prio(fault_tp, on_page_fault, NULL, INT_MAX);
 	if (err) {
 		pr_err("cannot hook the page-fault tracepoint: %d\n", err);
-		return err == -ENOMEM ? err : ld_refuse(LIVEDUMP_REFUSAL_TRACEPOINT, -EOPNOTSUPP);
+		return err;
 	}
 	hooked = true;
 	return 0;

@@ -36,9 +36,7 @@ type abiPrepare struct {
 	OverheadBytes uint64
 	PrepareNS     uint64
 	Flags         uint64
-	GraceMS       uint32
-	Refusal       uint32
-	Reserved      [2]uint64
+	Reserved      [3]uint64
 }
 
 type abiFreeze struct {
@@ -105,18 +103,8 @@ type abiStats struct {
 	TablesSplit    uint64
 	TablesJoined   uint64
 	ThawNS         uint64
-	Reserved       [8]uint64
-}
-
-type abiTakeover struct {
-	Size          uint32
-	Flags         uint32
-	UUID          [16]byte
-	DeadlineMS    uint64
-	PagesReported uint64
-	Prepare       abiPrepare
-	Freeze        abiFreeze
-	Reserved      [4]uint64
+	RegistersNS    uint64
+	Reserved       [7]uint64
 }
 
 // ioctl numbers as _IO and _IOWR of asm-generic/ioctl.h make them.
@@ -129,6 +117,4 @@ const (
 	iocNext    = iocDirRW | unsafe.Sizeof(abiNext{})<<16 | iocMagic<<8 | 4
 	iocStats   = iocDirRW | unsafe.Sizeof(abiStats{})<<16 | iocMagic<<8 | 5
 	iocThaw    = iocMagic<<8 | 6
-
-	iocTakeover = iocDirRW | unsafe.Sizeof(abiTakeover{})<<16 | iocMagic<<8 | 7
 )

@@ -131,10 +131,7 @@ type Options struct {
 	ReserveBytes uint64
 	// Deadline from Freeze to the forced thaw; 0 leaves it to the module.
 	Deadline time.Duration
-	// Grace is how long frozen memory stays so when its owner has died, for Takeover; 0: it is thawed at once. It
-	// needs a UUID.
-	Grace time.Duration
-	UUID  [16]byte
+	UUID     [16]byte
 	// Keep makes pages readable until the thaw through /dev/livedump-vmcore, also those that Next has
 	// handed out. The reserve must then hold every page that is written while frozen.
 	Keep bool
@@ -147,14 +144,6 @@ type Prepared struct {
 	ReservePages  uint64
 	OverheadBytes uint64 // memory held besides the reserve
 	Took          time.Duration
-}
-
-// Taken is what Takeover found.
-type Taken struct {
-	Options       Options // of the Prepare; its Deadline is what is left of it
-	Prepared      Prepared
-	Frozen        Frozen
-	PagesReported uint64 // to former owners
 }
 
 // Frozen is what Freeze measured.
@@ -212,7 +201,6 @@ const (
 	FailureNone     Failure = 0
 	FailureReserve  Failure = 1 // strict, and the reserve was used up
 	FailureDeadline Failure = 2 // thawed by the deadline
-	FailureReboot   Failure = 3 // thawed because the machine goes down
 )
 
 func (f Failure) String() string {
@@ -223,8 +211,6 @@ func (f Failure) String() string {
 		return "reserve"
 	case FailureDeadline:
 		return "deadline"
-	case FailureReboot:
-		return "reboot"
 	}
 	return fmt.Sprintf("failure(%d)", uint32(f))
 }
@@ -235,11 +221,12 @@ type Stats struct {
 	Failure      Failure
 	StopAttempts uint32
 
-	Stop       time.Duration // longest time that any CPU was held; the next four are parts of it
+	Stop       time.Duration // from before the first CPU was held till the last had left; the next four are parts of it
 	Rendezvous time.Duration // until the last CPU arrived
 	CopiesTook time.Duration
 	Entries    time.Duration
 	Flush      time.Duration // until the last CPU had flushed its TLB
+	Registers  time.Duration // longest time that a CPU took to save its registers; part of Rendezvous
 
 	EntriesPUD, EntriesPMD, EntriesPTE uint64 // changed in the stop
 
