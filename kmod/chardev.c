@@ -15,7 +15,6 @@ union ld_arg {
 	struct livedump_notes notes;
 	struct livedump_next next;
 	struct livedump_stats stats;
-	struct livedump_takeover takeover;
 };
 
 static int ld_open(struct inode *inode, struct file *file)
@@ -43,8 +42,6 @@ static bool reserved_are_zero(unsigned int cmd, const union ld_arg *a)
 	case LIVEDUMP_IOC_NEXT:
 		return !a->next.reserved0 &&
 		       !memchr_inv(a->next.reserved, 0, sizeof(a->next.reserved));
-	case LIVEDUMP_IOC_TAKEOVER:
-		return !memchr_inv(a->takeover.reserved, 0, sizeof(a->takeover.reserved));
 	case LIVEDUMP_IOC_STATS:
 		return !memchr_inv(a->stats.reserved, 0, sizeof(a->stats.reserved));
 	}
@@ -67,7 +64,6 @@ static long ld_ioctl(struct file *file, unsigned int cmd, unsigned long uarg)
 	case LIVEDUMP_IOC_NOTES:
 	case LIVEDUMP_IOC_NEXT:
 	case LIVEDUMP_IOC_STATS:
-	case LIVEDUMP_IOC_TAKEOVER:
 		break;
 	default:
 		return -ENOTTY;
@@ -94,16 +90,12 @@ static long ld_ioctl(struct file *file, unsigned int cmd, unsigned long uarg)
 	case LIVEDUMP_IOC_NEXT:
 		err = ld_session_next(file, &a.next);
 		break;
-	case LIVEDUMP_IOC_TAKEOVER:
-		err = ld_session_takeover(file, &a.takeover);
-		break;
 	default:
 		err = ld_session_stats(file, &a.stats);
 		break;
 	}
-	/* Why PREPARE refused is part of its answer. */
-	if ((!err || cmd == LIVEDUMP_IOC_PREPARE) && copy_to_user(user, &a, size))
-		err = err ?: -EFAULT;
+	if (!err && copy_to_user(user, &a, size))
+		err = -EFAULT;
 	return err;
 }
 

@@ -502,7 +502,7 @@ int ld_pages_prepare(u32 exclude, bool keep_pages)
 	walk_ram(NULL);
 	if (!ld_ram_pages) {
 		pr_err("no System RAM found\n");
-		return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
+		return -EOPNOTSUPP;
 	}
 	keep = keep_pages;
 	memset(&ld_counters, 0, sizeof(ld_counters));

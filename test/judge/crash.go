@@ -158,8 +158,8 @@ func parseBacktraces(text string) []backtrace {
 }
 
 // checkActive checks `bt -a`: each CPU has a backtrace that is not empty, free of
-// complaints.
-func checkActive(text string, cpus int) error {
+// complaints. wanted is what CPUs must have been at.
+func checkActive(text string, cpus int, wanted map[int]ActiveTask) error {
 	all := parseBacktraces(text)
 	seen := map[int]bool{}
 	var problems []error
@@ -171,6 +171,14 @@ func checkActive(text string, cpus int) error {
 			problems = append(problems, fmt.Errorf("crash bt -a: CPU %d (%s): no backtrace", b.cpu, b.comm))
 		}
 		seen[b.cpu] = true
+		if want, ok := wanted[b.cpu]; ok {
+			if b.tid != want.TID {
+				problems = append(problems, fmt.Errorf("crash bt -a: CPU %d: task %d, want %d", b.cpu, b.tid, want.TID))
+			}
+			if err := want.inFunction(fmt.Sprintf("crash bt -a: CPU %d", b.cpu), b.frames); err != nil {
+				problems = append(problems, err)
+			}
+		}
 	}
 	for cpu := range cpus {
 		if !seen[cpu] {
@@ -251,7 +259,7 @@ func checkCrash(out crashOutput, e Expectation) error {
 	if e.ParkedTID != 0 {
 		add(checkParked(out.btParked, e))
 	}
-	add(checkActive(out.btAll, e.Before.CPUs))
+	add(checkActive(out.btAll, e.Before.CPUs, e.Active))
 	add(checkEach(out.btEach, len(tasks), zombies))
 	modules := parseCrashMod(out.mod)
 	for _, name := range e.Modules {

@@ -24,6 +24,7 @@ type drgnOutput struct {
 	CPUs          int     `json:"cpus"`
 	Tasks         []struct {
 		TID  int    `json:"tid"`
+		CPU  int    `json:"cpu"`
 		Comm string `json:"comm"`
 	} `json:"tasks"`
 	Modules  []string            `json:"modules"`
@@ -72,6 +73,15 @@ func checkDrgn(out drgnOutput, e Expectation) error {
 		} else {
 			add(checkFrames(fmt.Sprintf("drgn, stack of %d", e.ParkedTID), frames, e.ParkedFrames))
 		}
+	}
+	for cpu, want := range e.Active {
+		who := fmt.Sprintf("drgn, stack of %d on CPU %d", want.TID, cpu)
+		for _, task := range out.Tasks {
+			if task.TID == want.TID && task.CPU != cpu {
+				add(fmt.Errorf("%s: it is on CPU %d", who, task.CPU))
+			}
+		}
+		add(want.inFunction(who, out.Stacks[strconv.Itoa(want.TID)]))
 	}
 	modules := map[string]bool{}
 	for _, name := range out.Modules {

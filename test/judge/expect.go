@@ -27,6 +27,24 @@ type Expectation struct {
 	ParkedFrames []string
 	// Modules must be listed.
 	Modules []string
+	// Active says what CPUs must have been at, by CPU.
+	Active map[int]ActiveTask
+}
+
+// ActiveTask is a task that was running, in a function.
+type ActiveTask struct {
+	TID      int
+	Function string
+}
+
+// inFunction checks that a function is among the frames.
+func (a ActiveTask) inFunction(who string, frames []string) error {
+	for _, frame := range frames {
+		if name, _, _ := strings.Cut(frame, "+"); name == a.Function {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %s is not in %q", who, a.Function, strings.Join(frames, " < "))
 }
 
 func checkSystem(who, hostname, release string, cpus int, e Expectation) error {

@@ -35,6 +35,8 @@ type Input struct {
 	// AnyFormat accepts a dump that is not kdump-compressed. Without it the dump
 	// must be, so that drgn reads it with libkdumpfile.
 	AnyFormat bool
+	// ModuleFiles are modules whose functions the readers must know by name.
+	ModuleFiles []string
 	// Progress, if set, is told what begins.
 	Progress func(format string, args ...any)
 }
@@ -51,8 +53,12 @@ type reader struct {
 var packages = []string{"crash", "python3-drgn", "makedumpfile"}
 
 // commands are crash's, each with the name of the file that takes its output.
-func commands(parked int) [][2]string {
+func commands(parked int, moduleFiles []string) [][2]string {
 	list := [][2]string{{"sys", "sys"}, {"ps", "ps"}}
+	for _, file := range moduleFiles {
+		name := strings.TrimSuffix(filepath.Base(file), ".ko")
+		list = append(list, [2]string{"mod-" + name, "mod -s " + name + " /judge/io/" + name + ".ko"})
+	}
 	if parked != 0 {
 		list = append(list, [2]string{"btParked", "bt " + strconv.Itoa(parked)})
 	}
@@ -164,7 +170,16 @@ func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashTex
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	c := call{ctx: ctx, root: root, work: work, vmlinux: vmlinux, dump: in.Dump}
+	c := call{ctx: ctx, root: root, work: work, vmlinux: vmlinux, dump: in.Dump, moduleFiles: in.ModuleFiles}
+	for _, file := range in.ModuleFiles {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(work, filepath.Base(file)), b, 0o644); err != nil {
+			return err
+		}
+	}
 	var problems []error
 	if r.crash {
 		in.Progress("crash of Debian %s reads the dump", r.codename)
@@ -176,7 +191,7 @@ func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashTex
 	}
 	if r.drgn {
 		in.Progress("drgn of Debian %s reads the dump", r.codename)
-		out, err := c.drgn(in.Expect.ParkedTID, drgnText)
+		out, err := c.drgn(in.Expect, drgnText)
 		if err == nil {
 			err = checkDrgn(out, in.Expect)
 		}
@@ -189,6 +204,7 @@ func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashTex
 type call struct {
 	ctx                       context.Context
 	root, work, vmlinux, dump string
+	moduleFiles               []string
 }
 
 // patience is how long one reader may take.
@@ -218,7 +234,7 @@ func (c call) run(argv ...string) (string, error) {
 
 func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 	var script strings.Builder
-	list := commands(parked)
+	list := commands(parked, c.moduleFiles)
 	for _, command := range list {
 		fmt.Fprintf(&script, "%s > /judge/io/%s\n", command[1], command[0])
 	}
@@ -247,13 +263,15 @@ func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 			}
 			continue
 		}
-		*into[command[0]] = string(b)
+		if text, ok := into[command[0]]; ok {
+			*text = string(b)
+		}
 		fmt.Fprintf(text, "crash> %s\n%s\n", command[1], b)
 	}
 	return out, runErr
 }
 
-func (c call) drgn(parked int, text io.Writer) (drgnOutput, error) {
+func (c call) drgn(e Expectation, text io.Writer) (drgnOutput, error) {
 	if err := os.WriteFile(filepath.Join(c.work, "judge.py"), drgnScript, 0o644); err != nil {
 		return drgnOutput{}, err
 	}
@@ -262,9 +280,16 @@ func (c call) drgn(parked int, text io.Writer) (drgnOutput, error) {
 		return drgnOutput{}, err
 	}
 	fmt.Fprintf(text, "### %s\n", strings.TrimSpace(version))
-	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux", "/judge/io/judge.py"}
-	if parked != 0 {
-		argv = append(argv, strconv.Itoa(parked))
+	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux"}
+	for _, file := range c.moduleFiles {
+		argv = append(argv, "-s", "/judge/io/"+filepath.Base(file))
+	}
+	argv = append(argv, "/judge/io/judge.py")
+	if e.ParkedTID != 0 {
+		argv = append(argv, strconv.Itoa(e.ParkedTID))
+	}
+	for _, task := range e.Active {
+		argv = append(argv, strconv.Itoa(task.TID))
 	}
 	out, err := c.run(argv...)
 	fmt.Fprintln(text, out)

@@ -13,6 +13,7 @@ from drgn import FaultError
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.pid import find_task, for_each_task
+from drgn.helpers.linux.sched import task_cpu
 
 
 def text(string):
@@ -49,7 +50,7 @@ def main(tids):
     failures = []
     for task in for_each_task(prog):
         pid = task.pid.value_()
-        tasks.append({"tid": pid, "comm": text(task.comm)})
+        tasks.append({"tid": pid, "cpu": task_cpu(task), "comm": text(task.comm)})
         if task.exit_state and not task.stack:
             unwound += 1  # a zombie that has given back its stack
             continue

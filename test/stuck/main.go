@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command stuck tests the stop on a machine that is in trouble, in a guest:
+//
+//   - one CPU spins with preemption off, another with interrupts off: the dump
+//     succeeds, and crash and drgn name the function in which each spins;
+//   - a CPU that takes neither interrupt nor NMI (simulated by the instrumented
+//     module): the freeze retreats and says which CPU, the page tables are as they
+//     were, and the next dump succeeds.
+//
+// `make test-stuck` runs it.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/kdump"
+	"livedump.io/node-agent/engine"
+	"livedump.io/test/guest"
+	"livedump.io/test/judge"
+)
+
+// limit is how long everything may take on two busy processors without KVM.
+const limit = 30 * time.Minute
+
+type options struct {
+	series, out, bin string
+	memoryMiB, cpus  int
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
+	flag.IntVar(&o.cpus, "cpus", 4, "virtual CPUs of the guest, at least 3")
+	flag.StringVar(&o.out, "out", "out/stuck", "`directory` for the results")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, kmod-instrumented/ and kmod-test/")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	defer cancel()
+	start := time.Now()
+	verdict := "passed"
+	err := run(ctx, o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		verdict = "FAILED"
+	}
+	fmt.Printf("test-stuck: %s on kernel %s (%d MiB, %d CPUs) in %v\n",
+		verdict, o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
+	if err != nil {
+		os.Exit(1)
+	}
+}
+
+// Paths in the guest.
+const (
+	module      = "/opt/livedump.ko"
+	stuckModule = "/opt/livedump_stuck.ko"
+	tables      = "/opt/livedump_pgtables.ko"
+	agent       = "/opt/livedump-agent"
+	report      = "/tmp/report.json"
+	device      = "/dev/vda"
+	parameters  = "/sys/module/livedump/parameters/"
+	stuck       = "/sys/module/livedump_stuck/parameters/"
+)
+
+// spinFor bounds the spinning if the test cannot end it, for the guest's sake.
+const spinFor = 15 * time.Minute
+
+// machine is the guest under test.
+type machine struct {
+	options
+	*guest.Guest
+	kernel *guest.Kernel
+	image  string
+}
+
+func step(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if o.cpus < 3 {
+		return errors.New("two stuck CPUs and one that works are three")
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return err
+	}
+	m := &machine{options: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
+	if err := guest.CreateImage(m.image, o.memoryMiB+128); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(m.image)) }()
+	file := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
+	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	m.Guest, err = guest.Start(ctx, guest.Config{
+		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
+		MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		// The kernel's watchdogs would rightly report the CPUs that this test makes stuck.
+		Append: []string{"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "workqueue.watchdog_thresh=0"},
+		Disks:  []guest.Disk{{Image: m.image, Serial: "livedump-target"}},
+		Files: []guest.File{
+			{Path: module, Source: file("kmod-instrumented", "livedump.ko")},
+			{Path: stuckModule, Source: file("kmod-test", "livedump_stuck.ko")},
+			{Path: tables, Source: file("kmod-test", "livedump_pgtables.ko")},
+			{Path: agent, Source: filepath.Join(o.bin, "livedump-agent")},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	in, err := m.scenarios(ctx)
+	if err == nil {
+		err = m.CheckConsole()
+	}
+	if err = errors.Join(err, m.Stop()); err != nil {
+		return err
+	}
+	if err := judge.Prepare(ctx, kernel); err != nil {
+		return err
+	}
+	return judge.Judge(ctx, in)
+}
+
+func (m *machine) scenarios(ctx context.Context) (in judge.Input, err error) {
+	for _, file := range []string{tables, module, stuckModule} {
+		if _, err := m.Run(ctx, "insmod", file); err != nil {
+			return in, err
+		}
+	}
+	// No hashes: they would be most of the stop.
+	if err := m.set(ctx, parameters+"measure", "1"); err != nil {
+		return in, err
+	}
+	before, err := m.SettledPageTables(ctx)
+	if err != nil {
+		return in, err
+	}
+	if in, err = m.dumpStuck(ctx); err != nil {
+		return in, fmt.Errorf("stuck CPUs: %w", err)
+	}
+	if err := m.restored(ctx, before); err != nil {
+		return in, fmt.Errorf("stuck CPUs: %w", err)
+	}
+	if err := m.absent(ctx, before); err != nil {
+		return in, fmt.Errorf("a CPU that does not answer: %w", err)
+	}
+	return in, nil
+}
+
+func (m *machine) set(ctx context.Context, file, value string) error {
+	return m.Put(ctx, file, 0o644, strings.NewReader(value))
+}
+
+func (m *machine) restored(ctx context.Context, before guest.PageTables) error {
+	after, err := m.SettledPageTables(ctx)
+	if err != nil {
+		return err
+	}
+	return before.Compare(after, guest.StableRegions...)
+}
+
+// dumpStuck makes a dump of CPUs that are stuck, and ends that when all pages have been fetched.
+func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
+	preemptOff, interruptsOff := m.cpus-2, m.cpus-1
+	step("prepare a dump")
+	in = judge.Input{
+		Dump: filepath.Join(m.out, "dump.kdump"), Kernel: m.kernel, OutDir: m.out, Progress: step,
+		ModuleFiles: []string{filepath.Join(m.bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
+		Expect:      judge.Expectation{Churn: 20, Modules: []string{"livedump", "livedump_stuck"}},
+	}
+	d, err := m.startDump(ctx, "--pause-at", "freeze,thaw")
+	if err != nil {
+		return in, err
+	}
+	if err := d.waitFor(ctx, "freeze"); err != nil {
+		return in, err
+	}
+	step("CPU %d spins with preemption off, CPU %d with interrupts off", preemptOff, interruptsOff)
+	for file, cpu := range map[string]int{"preempt_off": preemptOff, "interrupts_off": interruptsOff} {
+		if err := m.set(ctx, stuck+file, fmt.Sprintf("%d %d", cpu, spinFor.Milliseconds())); err != nil {
+			return in, err
+		}
+	}
+	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
+		return in, err
+	}
+	if in.Expect.Before, err = judge.Observe(ctx, m.Guest); err != nil {
+		return in, err
+	}
+	in.Expect.Active = map[int]judge.ActiveTask{}
+	for tid, task := range in.Expect.Before.Tasks {
+		switch task.Comm {
+		case "stuck_preempt":
+			in.Expect.Active[preemptOff] = judge.ActiveTask{TID: tid, Function: "livedump_stuck_preempt_off"}
+		case "stuck_irqs":
+			in.Expect.Active[interruptsOff] = judge.ActiveTask{TID: tid, Function: "livedump_stuck_interrupts_off"}
+		}
+	}
+	if len(in.Expect.Active) != 2 {
+		return in, fmt.Errorf("the stuck threads are not among the guest's tasks: %v", in.Expect.Active)
+	}
+	step("freeze, and fetch all pages")
+	d.proceed()
+	if err := d.waitFor(ctx, "thaw"); err != nil {
+		return in, err
+	}
+	// The CPUs are stuck to the last page.
+	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
+		return in, err
+	}
+	if in.Expect.After, err = judge.Observe(ctx, m.Guest); err != nil {
+		return in, err
+	}
+	step("release the CPUs, finish the dump")
+	if err := m.set(ctx, stuck+"released", "1"); err != nil {
+		return in, err
+	}
+	d.proceed()
+	r, err := d.wait(ctx)
+	if err != nil {
+		return in, err
+	}
+	step("frozen in %.1f ms: CPUs arrived after %.1f ms, in attempt %d",
+		float64(r.FreezeNS)/1e6, float64(r.RendezvousNS)/1e6, r.StopAttempts)
+	if r.CPUs != m.cpus || r.LostPages != 0 {
+		return in, fmt.Errorf("registers of %d CPUs, %d pages lost", r.CPUs, r.LostPages)
+	}
+	return in, m.copyDump(ctx, r, in.Dump)
+}
+
+// spinning waits until exactly these CPUs spin.
+func (m *machine) spinning(ctx context.Context, cpus string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("CPUs %s do not spin", cpus))
+	defer cancel()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		text, err := m.ReadFile(ctx, stuck+"spinning")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(text)) == cpus {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (m *machine) copyDump(ctx context.Context, r *engine.Report, target string) error {
+	in, err := os.Open(m.image)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(target)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if _, err := io.CopyN(out, in, int64(r.SizeBytes)); err != nil {
+		return fmt.Errorf("copy the dump: %w", err)
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	d, err := kdump.Open(target)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	found, err := d.Verify(ctx, kdump.VerifyOptions{})
+	if err == nil && !found.OK {
+		err = fmt.Errorf("the dump does not verify: %+v", found)
+	}
+	return err
+}
+
+// absent has a CPU not arrive in the stop.
+func (m *machine) absent(ctx context.Context, before guest.PageTables) error {
+	step("CPU 1 answers neither interrupt nor NMI")
+	if err := m.set(ctx, parameters+"absent_cpu", "1"); err != nil {
+		return err
+	}
+	d, err := m.startDump(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := d.wait(ctx)
+	var exit *guest.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("the dump was to fail, but: %w", err)
+	}
+	if r.Reason != "StopFailed" || r.MissingCPUs != 1<<1 || !strings.Contains(r.Error, "[1]") {
+		return fmt.Errorf("reason %q, CPUs %#x, error %q: want StopFailed and CPU 1", r.Reason, r.MissingCPUs, r.Error)
+	}
+	log, err := m.Run(ctx, "dmesg")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(log.Stdout, "neither interrupt nor NMI: 1\n") {
+		return errors.New("the kernel log does not name the CPU")
+	}
+	if err := m.restored(ctx, before); err != nil {
+		return err
+	}
+	step("unload the module at once, load it again and dump")
+	if _, err := m.Run(ctx, "sh", "-c", "rmmod livedump && insmod "+module); err != nil {
+		return err
+	}
+	if err := m.set(ctx, parameters+"measure", "1"); err != nil {
+		return err
+	}
+	if d, err = m.startDump(ctx); err != nil {
+		return err
+	}
+	if r, err = d.wait(ctx); err != nil {
+		return err
+	}
+	if r.MissingCPUs != 0 || r.PagesDumped == 0 {
+		return fmt.Errorf("the dump after it: CPUs %#x missing, %d pages", r.MissingCPUs, r.PagesDumped)
+	}
+	return nil
+}
+
+// dump is a running agent.
+type dump struct {
+	m     *machine
+	cmd   *guest.Cmd
+	said  *output
+	input *io.PipeWriter
+}
+
+func (m *machine) startDump(ctx context.Context, flags ...string) (*dump, error) {
+	if err := m.erase(); err != nil {
+		return nil, err
+	}
+	argv := append([]string{agent, "dump", "--device", device, "--module", module, "--keep-module",
+		"--report", report}, flags...)
+	r, w := io.Pipe()
+	d := &dump{m: m, cmd: m.Command(argv...), said: &output{more: make(chan struct{})}, input: w}
+	d.cmd.Stdin = r
+	d.cmd.Stdout, d.cmd.Stderr = d.said, d.said
+	return d, d.cmd.Start(ctx)
+}
+
+// erase makes the target as if it were new.
+func (m *machine) erase() error {
+	f, err := os.OpenFile(m.image, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, info.Size())
+}
+
+// waitFor waits until the agent has come to a step that it pauses at.
+func (d *dump) waitFor(ctx context.Context, step string) error {
+	for {
+		text, more := d.said.read()
+		for _, line := range strings.Split(text, "\n") {
+			if strings.TrimSpace(line) == step {
+				return nil
+			}
+		}
+		select {
+		case <-more:
+		case <-d.cmd.Exited():
+			return fmt.Errorf("the agent ended before %s: %s", step, text)
+		case <-ctx.Done():
+			return fmt.Errorf("the agent does not come to %s: %w; it said %s", step, context.Cause(ctx), text)
+		}
+	}
+}
+
+func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
+
+// wait returns the agent's report, also if it failed.
+func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
+	d.input.Close()
+	runErr := d.cmd.Wait(ctx)
+	text, _ := d.said.read()
+	var exit *guest.ExitError
+	if runErr != nil && !errors.As(runErr, &exit) {
+		return nil, fmt.Errorf("%w; the agent said %s", runErr, text)
+	}
+	raw, err := d.m.ReadFile(ctx, report)
+	if err != nil {
+		return nil, errors.Join(runErr, err)
+	}
+	r := &engine.Report{}
+	if err := json.Unmarshal(raw, r); err != nil {
+		return nil, errors.Join(runErr, err)
+	}
+	if runErr != nil {
+		runErr = fmt.Errorf("%w; the agent said %s", runErr, text)
+	}
+	return r, runErr
+}
+
+// output keeps what is written and tells who waits for more.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{}
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.more)
+	o.more = make(chan struct{})
+	return o.text.Write(b)
+}
+
+func (o *output) read() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String(), o.more
+}
