@@ -39,6 +39,8 @@ type Config struct {
 	MemoryMiB int
 	// CPUs is the number of virtual CPUs; 0: 2.
 	CPUs int
+	// NUMANodes share memory and CPUs evenly; 0: no NUMA at all.
+	NUMANodes int
 	// CPU is QEMU's CPU model with flags; empty: max.
 	CPU string
 	// Append is added to the kernel's command line.
@@ -356,6 +358,7 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		"-chardev", "socket,id=port,path=" + filepath.Join(sockets, "port"),
 		"-device", "virtserialport,chardev=port,name=" + wire.PortName,
 	}
+	args = append(args, numaArgs(c)...)
 	if !c.NoVMCoreInfo {
 		args = append(args, "-device", "vmcoreinfo")
 	}
@@ -386,6 +389,23 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		args = append(args, "-netdev", netdev, "-device", "virtio-net-pci,netdev=net")
 	}
 	return append(args, c.ExtraArgs...)
+}
+
+// numaArgs shares memory and CPUs among nodes; the last one gets what is left.
+func numaArgs(c Config) []string {
+	var args []string
+	for node := range c.NUMANodes {
+		memory, first, end := c.MemoryMiB/c.NUMANodes, node*c.CPUs/c.NUMANodes, (node+1)*c.CPUs/c.NUMANodes
+		if node == c.NUMANodes-1 {
+			memory = c.MemoryMiB - node*memory
+		}
+		numa := fmt.Sprintf("node,nodeid=%d,memdev=node%d", node, node)
+		if first < end {
+			numa += fmt.Sprintf(",cpus=%d-%d", first, end-1)
+		}
+		args = append(args, "-object", fmt.Sprintf("memory-backend-ram,id=node%d,size=%dM", node, memory), "-numa", numa)
+	}
+	return args
 }
 
 func (g *Guest) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
