@@ -86,6 +86,7 @@ struct step {
 	struct cell *cell;	/* to read it, any time while its writer lives */
 	struct task_struct *task;	/* relay */
 	void *owned;		/* what to free, by kind */
+	void __percpu *owned_percpu;
 };
 
 struct chain {
@@ -235,14 +236,11 @@ static int make_cell(struct chain *c, struct step *s)
 	case VMALLOC:
 		s->cell = s->owned = vzalloc(PAGE_SIZE);
 		break;
-	case PERCPU: {
-		void __percpu *p = __alloc_percpu(PAGE_SIZE, PAGE_SIZE);
-
-		if (p)
-			s->cell = per_cpu_ptr(p, s->cpu);
-		s->owned = (__force void *)p;
+	case PERCPU:
+		s->owned_percpu = __alloc_percpu(PAGE_SIZE, PAGE_SIZE);
+		if (s->owned_percpu)
+			s->cell = per_cpu_ptr(s->owned_percpu, s->cpu);
 		break;
-	}
 	case DATA:
 		s->cell = &data_cells[n].cell;
 		break;
@@ -272,7 +270,7 @@ static void free_cell(struct step *s)
 		vfree(s->owned);
 		break;
 	case PERCPU:
-		free_percpu((void __percpu *)s->owned);
+		free_percpu(s->owned_percpu);
 		break;
 	default:
 		break;
