@@ -45,6 +45,15 @@ DUMPS ?= 50
 test-pivot: kmod kmod-test build-agent build-load ## Check that no dump of DUMPS has an effect without its cause (out/pivot.json)
 	@go run ./test/pivot -kernel $(KERNEL) -dumps $(DUMPS) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
 
+# Sessions that test-restore holds in a row.
+ROW ?= 100
+.PHONY: build-driver test-restore
+build-driver:
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/driver ./test/faults/driver
+
+test-restore: kmod kmod-test build-driver build-load ## Check that nothing stays behind however a session ends, nor after ROW of them (out/restore.json)
+	@go run ./test/restore -kernel $(KERNEL) -row $(ROW) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves
 	@hack/install-host-packages busybox-static

@@ -83,3 +83,28 @@ func TestTooManySplitsAreAnError(t *testing.T) {
 		t.Fatalf("error %v, want one about 64 huge leaves", err)
 	}
 }
+
+func TestCompareShared(t *testing.T) {
+	const rest = image + vmemmap + "direct ffff888000000000 pmd leaf 80000000000001e3 pa 0000000000000000 n 64\n"
+	const mapped = "vmalloc ffffc90000000000 pte leaf 8000000000000163 pa 0000000000200000 n 4\n"
+	for name, c := range map[string]struct {
+		after string
+		pages int
+		err   string // part of the error; empty: none
+	}{
+		"equal":               {after: mapped, pages: 4},
+		"gone":                {after: ""},
+		"some gone":           {after: strings.Replace(mapped, "n 4", "n 3", 1), pages: 3},
+		"another in between":  {after: strings.Replace(mapped, "ffffc90000000000 pte leaf 8000000000000163 pa 0000000000200000 n 4", "ffffc90000001000 pte leaf 8000000000000161 pa 0000000000400000 n 2", 1)},
+		"left read-only":      {after: strings.Replace(mapped, "163", "161", 1), err: "was "},
+		"mark left behind":    {after: strings.Replace(mapped, "163", "963", 1), err: "was "},
+		"the second one only": {after: strings.Replace(mapped, "n 4", "n 1", 1) + "vmalloc ffffc90000001000 pte leaf 8000000000000161 pa 0000000000201000 n 3\n", pages: 1, err: "was "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pages, err := CompareShared(tables(t, rest+mapped), tables(t, rest+c.after), guest.RegionVmalloc)
+			if pages != c.pages || (c.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Fatalf("%d pages, error %v; want %d and %q", pages, err, c.pages, c.err)
+			}
+		})
+	}
+}

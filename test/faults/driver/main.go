@@ -3,7 +3,8 @@
 // Command driver runs in the guest: it holds a session of the kernel module and takes the steps
 // that it is told on its standard input, one a line. It answers each with one line of JSON.
 //
-//	prepare [level=N] [mode=strict|best-effort] [reserve=BYTES] [calibrate=DURATION] [expected=DURATION]
+//	open                     open the device; prepare does so if it is not
+//	prepare [level=N] [mode=strict|best-effort] [reserve=BYTES] [deadline=DURATION] [calibrate=DURATION] [expected=DURATION]
 //	freeze
 //	exec ARGUMENT...         run a command, a process of its own, and wait for it
 //	start ARGUMENT...        run a command until the next "end"
@@ -11,7 +12,9 @@
 //	write FILE COUNT         write one byte to each of the first COUNT pages of a file
 //	fault COUNT              take COUNT ordinary page faults; how long one takes
 //	hold DURATION            let time pass
-//	drain [DEVICE]           fetch all pages, write them to a device
+//	next COUNT               fetch some pages
+//	drain [DEVICE]           fetch all pages, write them to a device; says "draining" when the first have come
+//	fill MIB                 take memory until so little is available
 //	stats
 //	thaw
 //	close
@@ -48,6 +51,7 @@ func main() {
 		answer["step"] = words[0]
 		if err != nil {
 			answer["error"] = err.Error()
+			answer["kind"] = kind(err)
 		}
 		if err := d.out.Encode(answer); err != nil {
 			fmt.Fprintln(os.Stderr, "driver:", err)
@@ -60,6 +64,19 @@ func main() {
 	}
 }
 
+// kind is the error as a word that a test can compare.
+func kind(err error) string {
+	for word, target := range map[string]error{
+		"busy": session.ErrBusy, "no-memory": session.ErrNoMemory, "reserve": session.ErrReserveExhausted,
+		"deadline": session.ErrDeadlineExceeded, "stop": session.ErrStopFailed,
+	} {
+		if errors.Is(err, target) {
+			return word
+		}
+	}
+	return "other"
+}
+
 type answer = map[string]any
 
 type driver struct {
@@ -67,10 +84,13 @@ type driver struct {
 	device  *session.Device
 	started *exec.Cmd
 	pages   uint64
+	filled  [][]byte
 }
 
 func (d *driver) step(name string, args []string) (answer, error) {
 	switch name {
+	case "open":
+		return nil, d.open()
 	case "prepare":
 		return d.prepare(args)
 	case "freeze":
@@ -101,17 +121,30 @@ func (d *driver) step(name string, args []string) (answer, error) {
 		}
 		time.Sleep(t)
 		return nil, nil
+	case "next":
+		return d.next(args)
 	case "drain":
 		return d.drain(args)
+	case "fill":
+		return d.fill(args)
 	case "stats":
 		st, err := d.device.Stats()
 		return answer{"stats": st}, err
 	case "thaw":
 		return nil, d.device.Thaw()
 	case "close":
-		return nil, d.device.Close()
+		device := d.device
+		d.device = nil
+		return nil, device.Close()
 	}
 	return nil, fmt.Errorf("unknown step %q", name)
+}
+
+func (d *driver) open() (err error) {
+	if d.device == nil {
+		d.device, err = session.Open("/dev/livedump")
+	}
+	return err
 }
 
 func (d *driver) prepare(args []string) (answer, error) {
@@ -130,6 +163,8 @@ func (d *driver) prepare(args []string) (answer, error) {
 			}
 		case "reserve":
 			o.ReserveBytes, err = strconv.ParseUint(value, 0, 64)
+		case "deadline":
+			o.Deadline, err = time.ParseDuration(value)
 		default:
 			err = fmt.Errorf("unknown option %q", arg)
 		}
@@ -137,8 +172,7 @@ func (d *driver) prepare(args []string) (answer, error) {
 			return nil, err
 		}
 	}
-	var err error
-	if d.device, err = session.Open("/dev/livedump"); err != nil {
+	if err := d.open(); err != nil {
 		return nil, err
 	}
 	p, err := d.device.Prepare(o)
@@ -193,6 +227,67 @@ func (d *driver) fault(args []string) (answer, error) {
 	return answer{"fault_ns": faulting - touch()}, nil
 }
 
+// next fetches a number of pages and forgets them.
+func (d *driver) next(args []string) (answer, error) {
+	want, err := strconv.Atoi(args[0])
+	if err != nil {
+		return nil, err
+	}
+	b, err := session.NewBuffer(min(want, session.MaxBatch))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Free()
+	reported := 0
+	for reported < want {
+		n, err := d.device.Next(b.Data, b.Pages[:min(want-reported, len(b.Pages))])
+		reported += n
+		if err != nil || n == 0 {
+			return answer{"reported": reported}, err
+		}
+	}
+	return answer{"reported": reported}, nil
+}
+
+// fill takes memory and keeps it, until only so many MiB are available.
+func (d *driver) fill(args []string) (answer, error) {
+	leave, err := strconv.ParseUint(args[0], 0, 64)
+	if err != nil {
+		return nil, err
+	}
+	const step = 1 << 20
+	for {
+		available, err := meminfo("MemAvailable")
+		if err != nil {
+			return nil, err
+		}
+		if available <= leave<<20 {
+			return answer{"available": available}, nil
+		}
+		m, err := unix.Mmap(-1, 0, step, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE|unix.MAP_LOCKED)
+		if err != nil {
+			return nil, err
+		}
+		d.filled = append(d.filled, m)
+	}
+}
+
+// meminfo is a line of /proc/meminfo, in bytes.
+func meminfo(name string) (uint64, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == name+":" {
+			n, err := strconv.ParseUint(f[1], 10, 64)
+			return n << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/meminfo has no %s", name)
+}
+
 // drain fetches every page, as the agent does, and counts what came.
 func (d *driver) drain(args []string) (answer, error) {
 	var target *os.File
@@ -217,6 +312,11 @@ func (d *driver) drain(args []string) (answer, error) {
 		}
 		if n == 0 {
 			break
+		}
+		if reported == 0 {
+			if err := d.out.Encode(answer{"step": "draining"}); err != nil {
+				return nil, err
+			}
 		}
 		for _, p := range b.Pages[:n] {
 			reported++

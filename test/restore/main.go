@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command restore ends sessions of the kernel module in every way that they can
+// end, in a guest under load, and checks each time that nothing stays behind:
+// the page tables are bit for bit as they were (kmod/test/pgtables.c shows them),
+// the module can be unloaded. Then it holds many sessions in a row and checks that neither
+// memory nor time grows. `make test-restore` runs it.
+//
+// It writes OUT/restore.json and OUT/restore/guest.log.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/test/guest"
+	"livedump.io/test/guestsession"
+	"livedump.io/test/load/provide"
+)
+
+const limit = time.Hour
+
+type options struct {
+	series, out, bin string
+	memoryMiB, cpus  int
+	row              int
+	only             string
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
+	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	flag.IntVar(&o.row, "row", 100, "sessions in a row")
+	flag.StringVar(&o.only, "only", "", "only cases whose name has this `text`")
+	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, load, kmod/ and kmod-test/")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	defer cancel()
+	start := time.Now()
+	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: strings.Join(steadyLoad, " ")}
+	err := run(ctx, o, r)
+	if writeErr := r.write(filepath.Join(o.out, "restore.json")); writeErr != nil {
+		err = errors.Join(err, writeErr)
+	}
+	took := time.Since(start).Round(time.Second)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
+		fmt.Printf("test-restore: FAILED on kernel %s in %v\n", o.series, took)
+		os.Exit(1)
+	}
+	row := "none in a row"
+	if r.Row != nil {
+		row = fmt.Sprintf("%d in a row", r.Row.Sessions)
+	}
+	fmt.Printf("test-restore: passed on kernel %s: %d ends of a session, %s, in %v\n", o.series, len(r.Cases), row, took)
+}
+
+// result is what restore.json holds.
+type result struct {
+	Kernel string       `json:"kernel"`
+	RAMMiB int          `json:"ram_mib"`
+	CPUs   int          `json:"cpus"`
+	Load   string       `json:"load"`
+	Cases  []caseResult `json:"cases"`
+	Row    *rowResult   `json:"row,omitempty"`
+}
+
+type caseResult struct {
+	Name string `json:"name"`
+	// TablesRestored says that direct map, vmemmap and kernel image are entry by entry as before, and that
+	// SharedPages pages of the vmalloc and modules regions, all that were mapped before and after, are too.
+	TablesRestored bool   `json:"tables_restored"`
+	SharedPages    int    `json:"shared_pages"`
+	Unloaded       bool   `json:"unloaded"`
+	Error          string `json:"error,omitempty"`
+}
+
+func (r *result) write(file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+func step(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+func run(ctx context.Context, o options, r *result) (err error) {
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return err
+	}
+	r.Kernel = kernel.Release
+	dir := filepath.Join(o.out, "restore")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	if err != nil {
+		return err
+	}
+	files = append(files,
+		guest.File{Path: guestModule, Source: filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko")},
+		guest.File{Path: guestPGTables, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pgtables.ko")},
+		guest.File{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver"), Mode: 0o755})
+
+	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	g, err := guest.Start(ctx, guest.Config{
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus, Files: files,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.Stop()) }()
+	// Whatever else went wrong, the console may say why.
+	defer func() { err = errors.Join(err, g.CheckConsole()) }()
+	if _, err := g.Run(ctx, "insmod", guestPGTables); err != nil {
+		return err
+	}
+	b := &bench{Guest: g}
+	for _, c := range cases {
+		if !strings.Contains(c.name, o.only) {
+			continue
+		}
+		cr := caseResult{Name: c.name}
+		caseErr := b.try(ctx, c, &cr)
+		if caseErr != nil {
+			cr.Error = caseErr.Error()
+			err = errors.Join(err, fmt.Errorf("%s: %w", c.name, caseErr))
+		}
+		r.Cases = append(r.Cases, cr)
+		if caseErr != nil && !cr.Unloaded {
+			return err // what is left behind would spoil the other cases
+		}
+	}
+	if err != nil || o.row == 0 || o.only != "" {
+		return err
+	}
+	r.Row, err = b.inARow(ctx, o.row)
+	return err
+}
+
+func median[T int64 | uint64 | time.Duration](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Sessions at both ends of the row whose medians are compared: single values
+// swing with the load.
+const ends = 10
+
+// growth is what of /proc/meminfo may not grow, and by how much it may all the same, in KiB. A
+// single page lost in each of 100 sessions is 400 KiB, which every bound but the first would show.
+// That one has room for what the kernel keeps in per-CPU lists and what the load holds at the moment.
+var growth = []struct {
+	name string
+	sign int64 // 1: growing is bad; -1: shrinking is
+	kib  int64
+}{
+	{"MemAvailable", -1, 3 << 10},
+	{"Slab", 1, 1 << 10},
+	{"VmallocUsed", 1, 256},
+	{"Percpu", 1, 64},
+}
+
+// slower is how much longer the last sessions may take than the first: the machine
+// that runs the guest has other work too.
+const slower = 2
+
+type rowResult struct {
+	Sessions int `json:"sessions"`
+	// Medians of the first and of the last sessions: KiB of /proc/meminfo, and time from PREPARE to close.
+	FirstKiB map[string]int64 `json:"first_kib"`
+	LastKiB  map[string]int64 `json:"last_kib"`
+	FirstMS  int64            `json:"first_ms"`
+	LastMS   int64            `json:"last_ms"`
+	// DirectMap is the same after every session.
+	DirectMap string `json:"direct_map"`
+}
+
+// meminfo is /proc/meminfo in KiB.
+type meminfo map[string]int64
+
+func (b *bench) meminfo(ctx context.Context) (meminfo, error) {
+	text, err := b.ReadFile(ctx, "/proc/meminfo")
+	if err != nil {
+		return nil, err
+	}
+	m := meminfo{}
+	for _, line := range strings.Split(string(text), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		if m[strings.TrimSuffix(f[0], ":")], err = strconv.ParseInt(f[1], 10, 64); err != nil {
+			return nil, fmt.Errorf("/proc/meminfo: %q: %w", line, err)
+		}
+	}
+	return m, nil
+}
+
+// directMap is the size of the direct map by the size of its entries.
+func (m meminfo) directMap() string {
+	var words []string
+	for _, name := range []string{"DirectMap4k", "DirectMap2M", "DirectMap1G"} {
+		if kib, ok := m[name]; ok {
+			words = append(words, fmt.Sprintf("%s=%d", name, kib))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// inARow holds whole sessions, one after the other, under the steady load.
+func (b *bench) inARow(ctx context.Context, sessions int) (_ *rowResult, err error) {
+	step("%d sessions in a row", sessions)
+	end, err := b.startLoad(ctx, steadyLoad...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end(ctx)) }()
+	if _, err := b.Run(ctx, "insmod", guestModule); err != nil {
+		return nil, err
+	}
+	before, err := b.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	values := map[string][]int64{}
+	var took []time.Duration
+	for n := range sessions {
+		begin := time.Now()
+		if err := b.session(ctx, "prepare", "freeze", "drain", "thaw", "close"); err != nil {
+			return nil, fmt.Errorf("session %d of the row: %w", n+1, err)
+		}
+		took = append(took, time.Since(begin))
+		info, err := b.meminfo(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if is := info.directMap(); is != before.directMap {
+			return nil, fmt.Errorf("after session %d of the row: /proc/meminfo: was %s; is %s", n+1, before.directMap, is)
+		}
+		for _, g := range growth {
+			kib, ok := info[g.name]
+			if !ok {
+				return nil, fmt.Errorf("/proc/meminfo has no %s", g.name)
+			}
+			values[g.name] = append(values[g.name], kib)
+		}
+		if n%10 == 9 {
+			step("%d sessions, the last in %.1f s, %d KiB available", n+1, took[n].Seconds(), values["MemAvailable"][n])
+		}
+	}
+	after, err := b.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := before.compare(after); err != nil {
+		return nil, err
+	}
+	if _, err := b.Run(ctx, "rmmod", "livedump"); err != nil {
+		return nil, err
+	}
+	r, err := judgeRow(values, took)
+	r.DirectMap = before.directMap
+	return r, err
+}
+
+// judgeRow compares both ends of a row.
+func judgeRow(values map[string][]int64, took []time.Duration) (*rowResult, error) {
+	n := min(ends, len(took)/2)
+	r := &rowResult{Sessions: len(took), FirstKiB: map[string]int64{}, LastKiB: map[string]int64{}}
+	if n == 0 {
+		return r, fmt.Errorf("%d sessions are no row", len(took))
+	}
+	var errs []error
+	for _, g := range growth {
+		v := values[g.name]
+		first, last := median(v[:n]), median(v[len(v)-n:])
+		r.FirstKiB[g.name], r.LastKiB[g.name] = first, last
+		if grown := g.sign * (last - first); grown > g.kib {
+			errs = append(errs, fmt.Errorf("%s: %d KiB at the beginning of %d sessions, %d KiB at their end: more than %d KiB of difference",
+				g.name, first, len(took), last, g.kib))
+		}
+	}
+	first, last := median(took[:n]), median(took[len(took)-n:])
+	r.FirstMS, r.LastMS = first.Milliseconds(), last.Milliseconds()
+	if last > slower*first {
+		errs = append(errs, fmt.Errorf("a session took %v at the beginning of %d, and %v at their end", first, len(took), last))
+	}
+	return r, errors.Join(errs...)
+}
