@@ -39,11 +39,12 @@ test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB a
 build-load:
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/load ./test/load
 
-# Dumps that test-pivot takes.
+# Dumps that test-pivot takes, and what it leaves unprotected to see itself fail (vmalloc, modules, image).
 DUMPS ?= 50
+SPOIL ?=
 .PHONY: test-pivot
-test-pivot: kmod kmod-test build-agent build-load ## Check that no dump of DUMPS has an effect without its cause (out/pivot.json)
-	@go run ./test/pivot -kernel $(KERNEL) -dumps $(DUMPS) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+test-pivot: kmod kmod-test $(if $(SPOIL),kmod-instrumented) build-agent build-load ## Check that no dump of DUMPS has an effect without its cause (out/pivot.json)
+	@go run ./test/pivot -kernel $(KERNEL) -dumps $(DUMPS) $(if $(SPOIL),-spoil $(SPOIL)) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
 
 # Sessions that test-restore holds in a row.
 ROW ?= 100
@@ -53,6 +54,11 @@ build-driver:
 
 test-restore: kmod kmod-test build-driver build-load ## Check that nothing stays behind however a session ends, nor after ROW of them (out/restore.json)
 	@go run ./test/restore -kernel $(KERNEL) -row $(ROW) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+
+.PHONY: bench-slowdown
+bench-slowdown: kmod build-driver ## Measure fixed work before, during and after a freeze (out/slowdown.json)
+	@CGO_ENABLED=0 go build -trimpath -o bin/work ./test/slowdown/work
+	@go run ./test/slowdown -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
 
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves

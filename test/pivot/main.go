@@ -5,7 +5,9 @@
 // its cause. `make test-pivot` runs it.
 //
 // First it reads the same counters without a freeze, over and over, until the
-// check finds fault with them: a check that cannot fail would prove nothing.
+// check finds fault with them: a check that cannot fail would prove nothing. With
+// -spoil the instrumented module leaves a range of the kernel's addresses
+// unprotected, and the dumps must show that.
 //
 // It writes OUT/pivot.json and OUT/pivot/guest.log.
 package main
@@ -48,6 +50,7 @@ type options struct {
 	series, out, bin string
 	memoryMiB, cpus  int
 	dumps            int
+	spoil            string
 }
 
 func main() {
@@ -56,6 +59,7 @@ func main() {
 	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
 	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
 	flag.IntVar(&o.dumps, "dumps", 50, "dumps to take")
+	flag.StringVar(&o.spoil, "spoil", "", "`range` that the instrumented module leaves unprotected: vmalloc, modules or image; violations are then expected")
 	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
 	flag.Parse()
@@ -63,9 +67,13 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	start := time.Now()
-	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads}
+	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads, Spoiled: o.spoil}
 	err := run(ctx, o, r)
-	if writeErr := r.write(filepath.Join(o.out, "pivot.json")); writeErr != nil {
+	name := "pivot.json"
+	if o.spoil != "" {
+		name = "pivot-spoiled.json"
+	}
+	if writeErr := r.write(filepath.Join(o.out, name)); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}
 	took := time.Since(start).Round(time.Second)
@@ -73,6 +81,11 @@ func main() {
 		fmt.Fprintf(os.Stderr, "\n%v\n", err)
 		fmt.Printf("test-pivot: FAILED on kernel %s after %d dumps in %v\n", o.series, r.Dumps, took)
 		os.Exit(1)
+	}
+	if o.spoil != "" {
+		fmt.Printf("test-pivot: passed on kernel %s: %d violations in %d dumps with %s left unprotected, in %v\n",
+			o.series, len(r.Violations), r.Dumps, o.spoil, took)
+		return
 	}
 	fmt.Printf("test-pivot: passed on kernel %s: %d dumps without a violation, %d of %d readings of the running memory with one, in %v\n",
 		o.series, r.Dumps, r.LiveViolations, r.LiveReadings, took)
@@ -84,7 +97,9 @@ type result struct {
 	RAMMiB int    `json:"ram_mib"`
 	CPUs   int    `json:"cpus"`
 	Load   string `json:"load"`
-	Dumps  int    `json:"dumps"`
+	// Spoiled is what was left unprotected on purpose.
+	Spoiled string `json:"spoiled,omitempty"`
+	Dumps   int    `json:"dumps"`
 	// Chains by number: their cells from cause to effect, and how often the stop came when the cells
 	// were not all equal.
 	Chains []chainResult `json:"chains"`
@@ -139,7 +154,11 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	if err != nil {
 		return err
 	}
-	files = append(files, guestdump.Files(filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
+	modules, insert := "kmod", []string{"insmod", guestdump.Module}
+	if o.spoil != "" {
+		modules, insert = "kmod-instrumented", append(insert, "leave_uncovered="+o.spoil)
+	}
+	files = append(files, guestdump.Files(filepath.Join(o.bin, modules, kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
 	files = append(files, guest.File{Path: pivotModule, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pivot.ko")})
 
 	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
@@ -154,8 +173,8 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	// Whatever else went wrong, the console may say why.
 	defer func() { err = errors.Join(err, g.CheckConsole()) }()
 
-	for _, module := range []string{pivotModule, guestdump.Module} {
-		if _, err := g.Run(ctx, "insmod", module); err != nil {
+	for _, argv := range [][]string{{"insmod", pivotModule}, insert} {
+		if _, err := g.Run(ctx, argv...); err != nil {
 			return err
 		}
 	}
@@ -309,6 +328,12 @@ func dumps(ctx context.Context, g *guest.Guest, o options, image string, chains 
 		}
 		step("dump %d in %.1f s, frozen for %.1f s, %d copies by faults: %s", r.Dumps, time.Since(begin).Seconds(),
 			float64(report.FrozenForNS)/1e9, report.FaultCopies, verdict(wrong))
+	}
+	if o.spoil != "" {
+		if len(r.Violations) == 0 {
+			return fmt.Errorf("%d dumps with %s left unprotected show nothing wrong: the check does not see it", r.Dumps, o.spoil)
+		}
+		return nil
 	}
 	if len(r.Violations) > 0 {
 		return fmt.Errorf("%d violations in %d dumps:\n  %s", len(r.Violations), r.Dumps, strings.Join(r.Violations, "\n  "))
