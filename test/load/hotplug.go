@@ -77,7 +77,7 @@ func switchCPU(cpu int, on bool) (bool, error) {
 		value = "1"
 	}
 	err := os.WriteFile(onlineFile(cpu), []byte(value), 0)
-	if errors.Is(err, unix.EBUSY) {
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EPERM) {
 		return false, nil
 	}
 	if err != nil {

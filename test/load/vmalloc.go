@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"livedump.io/test/churn"
+	"livedump.io/test/load/provide"
 )
 
 const (
@@ -23,19 +24,18 @@ const (
 	vmallocImageKB = 512
 )
 
-// churnModule is kmod/test's module; the load uses it if the guest has it.
-const churnModule = "/opt/livedump_churn.ko"
-
 var vmallocLoad = load{
 	name:  "vmalloc",
-	about: "the vmalloc area: BPF arrays, copies of module images, big extended attributes; kmod/test's churn module if it is at " + churnModule,
+	about: "the vmalloc area: BPF arrays, copies of module images, big extended attributes; kmod/test's churn module if it is at " + provide.ChurnModule,
 	start: func(e *env) (*work, error) {
 		dir, err := e.tempDir("vmalloc")
 		if err != nil {
 			return nil, err
 		}
-		if _, err := os.Stat(churnModule); err == nil {
-			if err := insert(churnModule, ""); err != nil {
+		if _, err := os.Stat(provide.ChurnModule); err == nil {
+			// Without changes of attributes: they split the direct map for good, and tests
+			// want to see that nothing else does.
+			if err := insert(provide.ChurnModule, "attributes=0"); err != nil {
 				return nil, err
 			}
 			e.atEnd(endChurn)

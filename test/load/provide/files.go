@@ -6,6 +6,7 @@ package provide
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -16,6 +17,9 @@ import (
 
 // Program is where the program is in the guest.
 const Program = "/opt/load"
+
+// ChurnModule is where kmod/test's module of that name is in the guest.
+const ChurnModule = "/opt/livedump_churn.ko"
 
 // ModuleList is a file in the guest: a line for each kernel module that a load
 // wants, its name and the files to load in order, none if it is built in.
@@ -34,7 +38,8 @@ var (
 )
 
 // Files are what a guest of the kernel needs to run the program, which is built
-// already at bin. They are to be among guest.Config.Files.
+// already at bin. They are to be among guest.Config.Files. The churn module comes
+// along if it is built, in kmod-test/<release> beside the program.
 func Files(ctx context.Context, kernel *guest.Kernel, bin string) ([]guest.File, error) {
 	if _, err := guest.Hack(ctx, "install-host-packages", packages...); err != nil {
 		return nil, err
@@ -43,6 +48,10 @@ func Files(ctx context.Context, kernel *guest.Kernel, bin string) ([]guest.File,
 		{Path: Program, Source: bin, Mode: 0o755},
 		// mke2fs does without, but says so.
 		{Path: "/etc/mke2fs.conf", Source: "/etc/mke2fs.conf"},
+	}
+	churn := filepath.Join(filepath.Dir(bin), "kmod-test", kernel.Release, "livedump_churn.ko")
+	if _, err := os.Stat(churn); err == nil {
+		files = append(files, guest.File{Path: ChurnModule, Source: churn})
 	}
 	var list strings.Builder
 	for _, name := range append(append([]string{}, LoopModules...), needed...) {
