@@ -44,7 +44,7 @@ func main() {
 	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
 	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
 	flag.IntVar(&o.row, "row", 100, "sessions in a row")
-	flag.StringVar(&o.only, "only", "", "only cases whose name has this `text`")
+	flag.StringVar(&o.only, "only", "", "only cases whose name has this `text`; \"-\": none")
 	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, load, kmod/ and kmod-test/")
 	flag.Parse()
@@ -140,26 +140,50 @@ func run(ctx context.Context, o options, r *result) (err error) {
 		return err
 	}
 	b := &bench{Guest: g}
-	for _, c := range cases {
-		if !strings.Contains(c.name, o.only) {
+	err = b.underLoad(ctx, func() error {
+		if err := b.tryAll(ctx, cases, o.only, r); err != nil || o.row == 0 {
+			return err
+		}
+		var err error
+		r.Row, err = b.inARow(ctx, o.row)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return b.tryAll(ctx, idleCases, o.only, r)
+}
+
+// underLoad runs f while the steady load goes on.
+func (b *bench) underLoad(ctx context.Context, f func() error) error {
+	end, err := b.startLoad(ctx, steadyLoad...)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(), end(ctx))
+}
+
+// tryAll runs the cases whose name has a text, and goes on after one that failed
+// unless it left the module behind, which would spoil the others.
+func (b *bench) tryAll(ctx context.Context, list []endCase, only string, r *result) error {
+	var errs []error
+	for _, c := range list {
+		if !strings.Contains(c.name, only) {
 			continue
 		}
 		cr := caseResult{Name: c.name}
-		caseErr := b.try(ctx, c, &cr)
-		if caseErr != nil {
-			cr.Error = caseErr.Error()
-			err = errors.Join(err, fmt.Errorf("%s: %w", c.name, caseErr))
+		err := b.try(ctx, c, &cr)
+		if err != nil {
+			cr.Error = err.Error()
+			errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
+			step("%s: FAILED", c.name)
 		}
 		r.Cases = append(r.Cases, cr)
-		if caseErr != nil && !cr.Unloaded {
-			return err // what is left behind would spoil the other cases
+		if !cr.Unloaded {
+			break
 		}
 	}
-	if err != nil || o.row == 0 || o.only != "" {
-		return err
-	}
-	r.Row, err = b.inARow(ctx, o.row)
-	return err
+	return errors.Join(errs...)
 }
 
 func median[T int64 | uint64 | time.Duration](values []T) T {

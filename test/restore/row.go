@@ -76,14 +76,9 @@ func (m meminfo) directMap() string {
 	return strings.Join(words, " ")
 }
 
-// inARow holds whole sessions, one after the other, under the steady load.
-func (b *bench) inARow(ctx context.Context, sessions int) (_ *rowResult, err error) {
+// inARow holds whole sessions, one after the other.
+func (b *bench) inARow(ctx context.Context, sessions int) (*rowResult, error) {
 	step("%d sessions in a row", sessions)
-	end, err := b.startLoad(ctx, steadyLoad...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, end(ctx)) }()
 	if _, err := b.Run(ctx, "insmod", guestModule); err != nil {
 		return nil, err
 	}
