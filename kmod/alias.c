@@ -65,9 +65,10 @@ static int find_percpu_area(int cpu, struct ld_pfns *area)
 	unsigned long pfn = ld_va_to_pfn(va);
 	unsigned long first, end, start, lowest = 0;
 
-	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end) {
+	if (pfn >= ld_max_pfn || va < ld_direct_map.start || va >= ld_direct_map.end ||
+	    ld_pretend(LIVEDUMP_REFUSAL_LAYOUT)) {
 		pr_err("the per-CPU area of CPU %d is not in the direct map\n", cpu);
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
 	}
 	/* Where per-CPU symbols count from zero, the CPU's offset is the area's start. */
 	start = per_cpu_offset(cpu);
@@ -136,7 +137,7 @@ static int find_idle_task(int cpu)
 		return 0;
 	}
 	pr_err("cannot find the idle task of CPU %d\n", cpu);
-	return -EOPNOTSUPP;
+	return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
 found:
 	idle_task_pages[cpu].first = __pa(va) >> PAGE_SHIFT;
 	idle_task_pages[cpu].end = (__pa(va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) + 1;
@@ -147,9 +148,9 @@ int ld_alias_prepare(void)
 {
 	int cpu, err;
 
-	if (!IS_ENABLED(CONFIG_VMAP_STACK)) {
+	if (!IS_ENABLED(CONFIG_VMAP_STACK) || ld_pretend(LIVEDUMP_REFUSAL_STACKS)) {
 		pr_err("kernel stacks lie in the direct map (no CONFIG_VMAP_STACK)\n");
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_STACKS, -EOPNOTSUPP);
 	}
 	ld_direct_map.start = PAGE_OFFSET;
 	ld_direct_map.end = round_up((unsigned long)__va((u64)ld_max_pfn << PAGE_SHIFT),

@@ -15,6 +15,8 @@ union ld_arg {
 	struct livedump_notes notes;
 	struct livedump_next next;
 	struct livedump_stats stats;
+	struct livedump_takeover takeover;
+	struct livedump_ack ack;
 };
 
 static int ld_open(struct inode *inode, struct file *file)
@@ -42,6 +44,10 @@ static bool reserved_are_zero(unsigned int cmd, const union ld_arg *a)
 	case LIVEDUMP_IOC_NEXT:
 		return !a->next.reserved0 &&
 		       !memchr_inv(a->next.reserved, 0, sizeof(a->next.reserved));
+	case LIVEDUMP_IOC_ACK:
+		return !memchr_inv(a->ack.reserved, 0, sizeof(a->ack.reserved));
+	case LIVEDUMP_IOC_TAKEOVER:
+		return !memchr_inv(a->takeover.reserved, 0, sizeof(a->takeover.reserved));
 	case LIVEDUMP_IOC_STATS:
 		return !memchr_inv(a->stats.reserved, 0, sizeof(a->stats.reserved));
 	}
@@ -64,6 +70,8 @@ static long ld_ioctl(struct file *file, unsigned int cmd, unsigned long uarg)
 	case LIVEDUMP_IOC_NOTES:
 	case LIVEDUMP_IOC_NEXT:
 	case LIVEDUMP_IOC_STATS:
+	case LIVEDUMP_IOC_TAKEOVER:
+	case LIVEDUMP_IOC_ACK:
 		break;
 	default:
 		return -ENOTTY;
@@ -90,12 +98,19 @@ static long ld_ioctl(struct file *file, unsigned int cmd, unsigned long uarg)
 	case LIVEDUMP_IOC_NEXT:
 		err = ld_session_next(file, &a.next);
 		break;
+	case LIVEDUMP_IOC_ACK:
+		err = ld_session_acknowledge(file, &a.ack);
+		break;
+	case LIVEDUMP_IOC_TAKEOVER:
+		err = ld_session_takeover(file, &a.takeover);
+		break;
 	default:
 		err = ld_session_stats(file, &a.stats);
 		break;
 	}
-	if (!err && copy_to_user(user, &a, size))
-		err = -EFAULT;
+	/* Why PREPARE refused is part of its answer. */
+	if ((!err || cmd == LIVEDUMP_IOC_PREPARE) && copy_to_user(user, &a, size))
+		err = err ?: -EFAULT;
 	return err;
 }
 

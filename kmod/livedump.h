@@ -5,6 +5,7 @@
  *   chardev.c    /dev/livedump: checks arguments, calls the session
  *   vmcore.c     /dev/livedump-vmcore: the frozen machine as an ELF core
  *   session.c    the state machine; owns every resource of a session
+ *   guard.c      refuses what must not happen meanwhile: suspend, hotplug
  *   stop.c       holds all CPUs for the one instant
  *   notes.c      registers of every CPU, VMCOREINFO
  *   alias.c      which virtual ranges exist and how each is covered
@@ -49,6 +50,7 @@ struct ld_counters {
 	atomic64_t emergency;		/* slots drawn from the emergency part */
 	atomic64_t uncovered_late;	/* found so by the sweep only */
 	atomic64_t reported;
+	atomic64_t acknowledged;
 	atomic64_t tables_split;
 	atomic64_t tables_joined;
 };
@@ -64,8 +66,14 @@ int ld_session_notes(struct file *owner, struct livedump_notes *arg);
 int ld_session_next(struct file *owner, struct livedump_next *arg);
 int ld_session_stats(struct file *owner, struct livedump_stats *arg);
 int ld_session_thaw(struct file *owner);
+int ld_session_acknowledge(struct file *owner, struct livedump_ack *arg);
+int ld_session_takeover(struct file *file, struct livedump_takeover *arg);
 void ld_session_release(struct file *owner);
+void ld_session_end_for_reboot(void);
+int ld_session_init(void);
 void ld_session_exit(void);
+/* Notes why PREPARE refuses, for the caller; returns err. */
+int ld_refuse(enum livedump_refusal why, int err);
 
 /* The reserve is used up.  Called from the fault path. */
 void ld_session_reserve_exhausted(void);
@@ -78,6 +86,14 @@ void ld_session_reserve_exhausted(void);
  */
 int ld_session_read_begin(u64 *session);
 void ld_session_read_end(void);
+
+/* ---- guard.c ---- */
+
+int ld_guard_register(void);
+void ld_guard_unregister(void);
+int ld_guard_begin(void);
+void ld_guard_freeze(void);
+void ld_guard_end(void);
 
 /* ---- chardev.c ---- */
 
@@ -182,7 +198,7 @@ u64 ld_wp_changed(int level);
 extern unsigned long ld_max_pfn;
 extern unsigned long ld_ram_pages;
 
-int ld_pages_prepare(u32 exclude, bool keep_pages);
+int ld_pages_prepare(u32 exclude, u64 flags);
 void ld_pages_release(void);
 u64 ld_pages_overhead(void);
 bool ld_page_is_ram(unsigned long pfn);
@@ -218,6 +234,8 @@ void ld_cursor_return(struct ld_cursor *cur);
 int ld_page_read(unsigned long pfn, void *dst);
 bool ld_page_is_wanted(unsigned long pfn);	/* RAM, of a class that is not left out */
 void ld_pages_classified(void);
+bool ld_page_acknowledge(unsigned long pfn);
+void ld_pages_hand_out_again(void);
 
 bool ld_copy_page_safe(void *dst, const void *src);
 const void *ld_page_stop_content(unsigned long pfn);
@@ -270,12 +288,15 @@ int ld_blocks_add(u64 want, u64 (*add)(void *page));
 /* ---- eager.c and truth.c, test builds only ---- */
 
 #ifdef LIVEDUMP_TEST
+/* Is the test pretending that this machine has to be refused for that reason? */
+bool ld_pretend(enum livedump_refusal why);
 bool ld_measuring(void);
 int ld_truth_prepare(void);
 void ld_truth_release(void);
 void ld_truth_take(void);
 void ld_truth_compare(const void *content, const struct livedump_page *d);
 #else
+static inline bool ld_pretend(enum livedump_refusal why) { return false; }
 static inline bool ld_measuring(void) { return false; }
 static inline int ld_truth_prepare(void) { return 0; }
 static inline void ld_truth_release(void) { }

@@ -6,31 +6,39 @@
 
 static int __init ld_init(void)
 {
-	int err = ld_stop_init();
+	int err = ld_session_init();
 
 	if (err)
 		return err;
+	err = ld_stop_init();
+	if (err)
+		goto no_stop;
+	err = ld_guard_register();
+	if (err)
+		goto no_guard;
 	err = ld_chardev_register();
 	if (err)
 		goto no_chardev;
 	err = ld_vmcore_register();
-	if (err)
-		goto no_vmcore;
-	return 0;
-
-no_vmcore:
+	if (!err)
+		return 0;
 	ld_chardev_unregister();
 no_chardev:
+	ld_guard_unregister();
+no_guard:
 	ld_stop_exit();
+no_stop:
+	ld_session_exit();
 	return err;
 }
 
 static void __exit ld_exit(void)
 {
-	/* No file is open any more, so there is no session. */
+	/* No file is open any more and no session is an orphan, so there is none. */
 	ld_vmcore_unregister();
 	ld_chardev_unregister();
 	ld_session_exit();
+	ld_guard_unregister();
 	ld_stop_exit();
 }
 

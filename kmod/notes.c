@@ -111,9 +111,9 @@ int ld_notes_prepare(void)
 	if (!cpu_regs || !info)
 		return -ENOMEM;
 	copy_vmcoreinfo();
-	if (!info_len) {
+	if (!info_len || ld_pretend(LIVEDUMP_REFUSAL_VMCOREINFO)) {
 		pr_err("this kernel has no VMCOREINFO\n");
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_VMCOREINFO, -EOPNOTSUPP);
 	}
 	return 0;
 }

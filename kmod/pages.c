@@ -18,6 +18,18 @@
  * UNTOUCHED page stays protected after it was reported, so a later write saves it
  * as any other, and a slot is not used again before the thaw.
  *
+ * A session whose owner acknowledges (LIVEDUMP_PREPARE_ACK) sets REPORTED too, and the
+ * acknowledgement makes it DONE; until then the page can come again, for a new owner:
+ *
+ *	UNTOUCHED, COPY, LOST -> the same with REPORTED		handed out
+ *	REPORTED -> DONE					acknowledged; a slot is free again
+ *	REPORTED UNTOUCHED -> REPORTED COPY			written meanwhile, saved
+ *	REPORTED UNTOUCHED -> REPORTED GONE			... could not be saved: no loss yet
+ *	REPORTED -> without it, GONE -> LOST			takeover: it comes again
+ *
+ * A slot is in the queue of copies only while its word is COPY without REPORTED: whoever
+ * makes it that queues the slot, and NEXT takes it off before it sets REPORTED.
+ *
  * Invariant: while a word is UNTOUCHED, no mapping that is protected lets anybody
  * write the page.  Whoever makes a mapping of the page writable has first seen,
  * or made, the word something else, or the page belongs to a class that is left out.
@@ -52,6 +64,7 @@ enum {
 	DONE		= 2,
 	LOST		= 3,
 	NOT_RAM		= 4,
+	GONE		= 5,
 };
 
 unsigned long ld_max_pfn;
@@ -62,6 +75,7 @@ struct ld_counters ld_counters;
 static atomic_t *words;
 static u32 excluded_classes;	/* bit per class */
 static bool keep;		/* content stays readable after it was reported */
+static bool acks;		/* ... until that is acknowledged */
 static atomic_long_t sweep_pos;
 static DEFINE_SPINLOCK(returned_lock);
 static struct ld_cursor returned[64];
@@ -132,32 +146,49 @@ void ld_page_set_class(unsigned long pfn, u32 class_id)
 	}
 }
 
-/* UNTOUCHED -> state; class and REPORTED stay.  False: somebody was first. */
-static bool leave_untouched(unsigned long pfn, u32 state, u32 slot)
+/*
+ * UNTOUCHED -> state; class and REPORTED stay.  False: somebody was first.  *reported: had
+ * the page been handed out by then?
+ */
+static bool leave_untouched(unsigned long pfn, u32 state, u32 slot, bool *reported)
 {
 	u32 w = (u32)atomic_read(&words[pfn]);
 
 	while (w_state(w) == UNTOUCHED) {
-		u32 n = w_make(w & W_CLASS_MASK, state, slot) | (w & W_REPORTED);
+		u32 to = acks && state == LOST && w & W_REPORTED ? GONE : state;
+		u32 n = w_make(w & W_CLASS_MASK, to, slot) | (w & W_REPORTED);
 		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)n);
 
-		if (was == w)
+		if (was == w) {
+			*reported = w & W_REPORTED;
 			return true;
+		}
 		w = was;
 	}
 	return false;
 }
 
+/* True: the dump lacks it now. */
+static bool lose(unsigned long pfn)
+{
+	bool reported;
+
+	if (!leave_untouched(pfn, LOST, 0, &reported) || (acks && reported))
+		return false;
+	atomic64_inc(&ld_counters.lost);
+	return true;
+}
+
 void ld_page_lose(unsigned long pfn)
 {
-	if (leave_untouched(pfn, LOST, 0))
-		atomic64_inc(&ld_counters.lost);
+	lose(pfn);
 }
 
 /* False: the reserve is used up. */
 static bool save_to_reserve(unsigned long pfn, enum ld_use use)
 {
 	u32 slot = ld_reserve_get(use);
+	bool reported;
 
 	if (slot == LD_NO_SLOT)
 		return false;
@@ -167,8 +198,9 @@ static bool save_to_reserve(unsigned long pfn, enum ld_use use)
 		ld_page_set_class(pfn, LIVEDUMP_CLASS_UNMAPPED);
 		return true;
 	}
-	if (leave_untouched(pfn, COPY, slot)) {
-		ld_reserve_queue_copy(slot, pfn);
+	if (leave_untouched(pfn, COPY, slot, &reported)) {
+		if (!reported)
+			ld_reserve_queue_copy(slot, pfn);
 		atomic64_inc(&ld_counters.copies);
 		if (use == LD_FOR_COPY)
 			atomic64_inc(&ld_counters.fault_copies);
@@ -206,7 +238,8 @@ void ld_page_save(unsigned long pfn)
 	}
 	if (save_to_reserve(pfn, LD_FOR_COPY))
 		return;
-	ld_page_lose(pfn);
+	if (!lose(pfn))
+		return;
 	if (ld_reserve_is_writer())
 		atomic64_inc(&ld_counters.lost_writer);
 	ld_session_reserve_exhausted();
@@ -251,6 +284,7 @@ bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n)
 	return true;
 }
 
+/* The sweep begins, or begins again. */
 void ld_pages_classified(void)
 {
 	atomic_long_set(&sweep_pos, 0);
@@ -280,7 +314,14 @@ static void describe(struct livedump_page *out, unsigned long pfn, u32 class_id,
 /* What a word becomes when its page is handed out. */
 static u32 w_reported(u32 w)
 {
-	return keep ? w | W_REPORTED : w_make(w & W_CLASS_MASK, DONE, 0);
+	return keep || acks ? w | W_REPORTED : w_make(w & W_CLASS_MASK, DONE, 0);
+}
+
+/* To the last state.  False: the word has changed. */
+static bool finish(unsigned long pfn, u32 w)
+{
+	return (u32)atomic_cmpxchg(&words[pfn], (int)w,
+				   (int)w_make(w & W_CLASS_MASK, DONE, 0)) == w;
 }
 
 /* Reports COPY or LOST.  False: the word has changed, or somebody else took it. */
@@ -315,9 +356,12 @@ static bool report_copy(unsigned long pfn, u32 slot, void *dst, struct livedump_
 		memcpy(dst, ld_reserve_page(slot), PAGE_SIZE);
 		describe(out, pfn, class_id, LIVEDUMP_PAGE_COPY);
 	}
-	take(pfn, w);
-	if (!keep)
+	if (keep || (acks && wanted)) {
+		take(pfn, w);
+	} else {
+		finish(pfn, w);
 		ld_reserve_put(slot);
+	}
 	return wanted;
 }
 
@@ -492,7 +536,67 @@ u64 ld_pages_overhead(void)
 	return (u64)ld_max_pfn * sizeof(*words) + 3 * BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 }
 
-int ld_pages_prepare(u32 exclude, bool keep_pages)
+/*
+ * The owner has the page where it outlives him.  False: it was not handed out, or is
+ * acknowledged already.
+ */
+bool ld_page_acknowledge(unsigned long pfn)
+{
+	u32 w;
+
+	if (pfn >= ld_max_pfn)
+		return false;
+	do {
+		w = (u32)atomic_read(&words[pfn]);
+		if (!(w & W_REPORTED))
+			return false;
+	} while (!finish(pfn, w));
+	if (w_state(w) == COPY)
+		ld_reserve_put(w_slot(w));
+	atomic64_inc(&ld_counters.acknowledged);
+	return true;
+}
+
+/*
+ * A new owner: what was handed out and not acknowledged comes again.  Nobody is in NEXT, for
+ * the former owner's file is gone, but pages go on being written.
+ */
+void ld_pages_hand_out_again(void)
+{
+	unsigned long pfn;
+
+	if (!acks)
+		return;
+	for (pfn = 0; pfn < ld_max_pfn; pfn++) {
+		u32 w = (u32)atomic_read(&words[pfn]);
+
+		if (!(pfn % 4096))
+			cond_resched();
+		while (w & W_REPORTED) {
+			u32 n = w & ~W_REPORTED;
+			u32 was;
+
+			if (w_state(w) == GONE)
+				n = w_make(w & W_CLASS_MASK, LOST, 0);
+			was = (u32)atomic_cmpxchg(&words[pfn], (int)w, (int)n);
+			if (was != w) {
+				w = was;	/* a fault */
+				continue;
+			}
+			atomic64_dec(&ld_counters.reported);
+			if (w_state(w) == COPY)
+				ld_reserve_queue_copy(w_slot(w), pfn);
+			if (w_state(w) == GONE) {
+				atomic64_inc(&ld_counters.lost);
+				ld_session_reserve_exhausted();
+			}
+			break;
+		}
+	}
+	ld_pages_classified();
+}
+
+int ld_pages_prepare(u32 exclude, u64 flags)
 {
 	unsigned long pfn;
 	size_t map_bytes;
@@ -502,9 +606,10 @@ int ld_pages_prepare(u32 exclude, bool keep_pages)
 	walk_ram(NULL);
 	if (!ld_ram_pages) {
 		pr_err("no System RAM found\n");
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
 	}
-	keep = keep_pages;
+	keep = flags & LIVEDUMP_PREPARE_KEEP;
+	acks = flags & LIVEDUMP_PREPARE_ACK;
 	memset(&ld_counters, 0, sizeof(ld_counters));
 	map_bytes = BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 	words = vmalloc(array_size(ld_max_pfn, sizeof(*words)));

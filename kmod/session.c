@@ -5,14 +5,24 @@
  *	IDLE --PREPARE--> PREPARED --FREEZE--> FROZEN --THAW--> THAWED --close--> IDLE
  *
  * Every arrow back to IDLE restores the page tables first: closing the file, the
- * deadline, a failed step.  All steps but NEXT hold the lock for writing, NEXT
- * for reading; the fault path takes no lock at all and is told of the end by
- * ld_wp_restore(), which waits for it.
+ * deadline, a failed step, a reboot.  Steps that change the state hold the lock for
+ * writing, the others for reading; the fault path takes no lock at all and is told of
+ * the end by ld_wp_restore(), which waits for it.
+ *
+ * Nothing that waits for user memory is done with the lock held: pages may hang on a
+ * network or on another process, and then no deadline could thaw the machine.
+ *
+ * The owner is the open file that prepared the session or took it over.  When its last
+ * reference goes while memory is frozen, and PREPARE asked for a grace, the session becomes
+ * an orphan: frozen, without an owner, and kept until TAKEOVER gives it one or the grace is
+ * over.  An orphan holds a reference to the module, for no open file does.  s.owner
+ * is NULL exactly in IDLE and for an orphan.
  */
 #include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/rwsem.h>
 #include <linux/sched/signal.h>
 #include <linux/security.h>
@@ -21,11 +31,13 @@
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 #include <asm/cpufeature.h>
+#include <asm/tsc.h>
 #include "compat.h"
 #include "livedump.h"
 
 #define DEFAULT_DEADLINE_MS	(3600ULL * 1000)
 #define MAX_DEADLINE_MS		(24 * 3600ULL * 1000)
+#define MAX_GRACE_MS		(3600U * 1000)
 #define MAX_NEXT_CALLERS	32
 
 static DECLARE_RWSEM(lock);
@@ -35,10 +47,13 @@ static struct {
 	enum livedump_state state;
 	enum livedump_mode mode;
 	atomic_t failure;		/* enum livedump_failure */
-	u8 uuid[16];
-	u64 deadline_ms;
+	enum livedump_refusal refusal;
+	bool orphan;
 	bool keep;			/* LIVEDUMP_PREPARE_KEEP */
 	u64 number;			/* of the sessions since the module was loaded */
+	struct livedump_prepare prepare;	/* as it was answered */
+	struct livedump_freeze freeze;
+	u64 deadline_at, grace_until;	/* ktime_get_ns() */
 	struct ld_stop_times times;
 	u64 stop_copies;
 	u64 class_pages[LIVEDUMP_CLASS_SLOTS];
@@ -58,16 +73,24 @@ void ld_session_reserve_exhausted(void)
 		atomic_cmpxchg(&s.failure, LIVEDUMP_FAILURE_NONE, LIVEDUMP_FAILURE_RESERVE);
 }
 
+/* Says why PREPARE fails; returns err. */
+int ld_refuse(enum livedump_refusal why, int err)
+{
+	s.refusal = why;
+	return err;
+}
+
 /* Restores the tables and gives everything back.  Any state, any number of times. */
 static void end_session(void)
 {
 	u64 start = ktime_get_ns();
 
 	ld_wp_restore();
+	ld_guard_end();
 	if (s.state == LIVEDUMP_STATE_FROZEN) {
 		s.thaw_ns = ktime_get_ns() - start;
 		pr_info("session %pUb: thawed, %llu of %llu pages reported, %lld lost\n",
-			s.uuid, (u64)atomic64_read(&ld_counters.reported), s.to_dump,
+			s.prepare.uuid, (u64)atomic64_read(&ld_counters.reported), s.to_dump,
 			(s64)atomic64_read(&ld_counters.lost));
 	}
 	s.reserve_pages = ld_reserve_pages() ?: s.reserve_pages;
@@ -80,47 +103,109 @@ static void end_session(void)
 	ld_notes_release();
 	ld_truth_release();
 	ld_pages_release();
+	/* With no owner there is nobody to read statistics, nor to close. */
 	if (s.state != LIVEDUMP_STATE_IDLE)
-		s.state = LIVEDUMP_STATE_THAWED;
+		s.state = s.owner ? LIVEDUMP_STATE_THAWED : LIVEDUMP_STATE_IDLE;
+	if (s.orphan) {
+		s.orphan = false;
+		/* ld_session_exit() waits for whoever is still in here. */
+		module_put(THIS_MODULE);
+	}
 }
 
-static void on_deadline(struct work_struct *work)
+/*
+ * The watch ends a frozen session whose time is over.  It is not armed for one session: a run
+ * looks at whatever session there is by then and at the times of that one, so a run that
+ * comes late, or was meant for a session that is gone, does no harm.
+ *
+ * Its queue has a rescuer and is bound to no CPU: to thaw must not depend on free
+ * memory, nor on a CPU that may be stuck.
+ */
+static struct workqueue_struct *watch_queue;
+static void watch(struct work_struct *work);
+static DECLARE_DELAYED_WORK(watch_work, watch);
+
+static void arm_watch(void)
+{
+	u64 now = ktime_get_ns();
+	u64 at = s.deadline_at;
+
+	if (s.orphan)
+		at = min(at, s.grace_until);
+	mod_delayed_work(watch_queue, &watch_work,
+			 at > now ? nsecs_to_jiffies(at - now) + 1 : 0);
+}
+
+static void watch(struct work_struct *work)
+{
+	u64 now;
+
+	down_write(&lock);
+	now = ktime_get_ns();
+	if (s.state == LIVEDUMP_STATE_FROZEN) {
+		if (now >= s.deadline_at) {
+			pr_warn("session %pUb: deadline of %llu ms passed\n", s.prepare.uuid,
+				s.prepare.deadline_ms);
+			atomic_set(&s.failure, LIVEDUMP_FAILURE_DEADLINE);
+			end_session();
+		} else if (s.orphan && now >= s.grace_until) {
+			pr_warn("session %pUb: nobody took it over within %u ms\n",
+				s.prepare.uuid, s.prepare.grace_ms);
+			end_session();
+		} else {
+			arm_watch();
+		}
+	}
+	up_write(&lock);
+}
+
+/* A reboot takes CPUs offline, and those must not meet protected pages (guard.c). */
+void ld_session_end_for_reboot(void)
 {
 	down_write(&lock);
-	if (s.state == LIVEDUMP_STATE_FROZEN) {
-		pr_warn("session %pUb: deadline of %llu ms passed\n", s.uuid, s.deadline_ms);
-		atomic_set(&s.failure, LIVEDUMP_FAILURE_DEADLINE);
+	if (s.state == LIVEDUMP_STATE_PREPARED || s.state == LIVEDUMP_STATE_FROZEN) {
+		pr_warn("session %pUb: the machine goes down\n", s.prepare.uuid);
+		atomic_set(&s.failure, LIVEDUMP_FAILURE_REBOOT);
 		end_session();
 	}
 	up_write(&lock);
 }
 
-static DECLARE_DELAYED_WORK(deadline_work, on_deadline);
-
 static int check_machine(void)
 {
 	int err;
 
-	if (boot_cpu_has(X86_FEATURE_XENPV)) {
+	if (boot_cpu_has(X86_FEATURE_XENPV) || ld_pretend(LIVEDUMP_REFUSAL_XEN_PV)) {
 		pr_err("Xen PV guests do not own their page tables\n");
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_XEN_PV, -EOPNOTSUPP);
+	}
+	if (!tsc_khz || ld_pretend(LIVEDUMP_REFUSAL_TSC)) {
+		pr_err("no time stamp counter to measure the stop with\n");
+		return ld_refuse(LIVEDUMP_REFUSAL_TSC, -EOPNOTSUPP);
 	}
 	err = security_locked_down(LOCKDOWN_KCORE);
-	if (err)
+	if (err) {
 		pr_err("kernel lockdown forbids reading kernel memory\n");
-	return err;
+		return ld_refuse(LIVEDUMP_REFUSAL_LOCKDOWN, -EPERM);
+	}
+	return 0;
 }
 
 static int prepare_parts(const struct livedump_prepare *arg)
 {
-	int err = check_machine();
+	int err = ld_guard_begin();
 
-	err = err ?: ld_pages_prepare(arg->exclude, arg->flags & LIVEDUMP_PREPARE_KEEP);
+	err = err ?: ld_pages_prepare(arg->exclude, arg->flags);
 	err = err ?: ld_alias_prepare();
 	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, 0));
 	err = err ?: ld_notes_prepare();
 	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
+}
+
+static bool is_zero(const u8 *p, size_t n)
+{
+	return !memchr_inv(p, 0, n);
 }
 
 int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
@@ -129,13 +214,28 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 	u64 start = ktime_get_ns();
 	int err;
 
+	arg->refusal = LIVEDUMP_REFUSAL_NONE;
 	if (arg->abi_version != LIVEDUMP_ABI_VERSION || arg->exclude & ~LIVEDUMP_EXCLUDE_ALL ||
 	    arg->mode > LIVEDUMP_MODE_BEST_EFFORT || arg->deadline_ms > MAX_DEADLINE_MS ||
-	    arg->flags & ~(u64)LIVEDUMP_PREPARE_FLAGS)
+	    arg->flags & ~(u64)LIVEDUMP_PREPARE_FLAGS || arg->grace_ms > MAX_GRACE_MS)
+		return -EINVAL;
+	/* One holds every page until the thaw, the other lets go of it before. */
+	if (arg->flags & LIVEDUMP_PREPARE_KEEP && arg->flags & LIVEDUMP_PREPARE_ACK)
+		return -EINVAL;
+	/* What has no name can't be asked for. */
+	if (arg->grace_ms && is_zero(arg->uuid, sizeof(arg->uuid)))
 		return -EINVAL;
 
-	down_write(&lock);
+	if (down_write_killable(&lock))
+		return -EINTR;
+	/* Where there can be no session it does not matter whether there is one. */
+	err = check_machine();
+	if (err) {
+		arg->refusal = s.refusal;
+		goto out;
+	}
 	if (s.state != LIVEDUMP_STATE_IDLE) {
+		arg->refusal = LIVEDUMP_REFUSAL_SESSION;
 		err = -EBUSY;
 		goto out;
 	}
@@ -144,13 +244,17 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 	s.keep = arg->flags & LIVEDUMP_PREPARE_KEEP;
 	s.owner = owner;
 	s.mode = arg->mode;
-	s.deadline_ms = arg->deadline_ms ?: DEFAULT_DEADLINE_MS;
-	memcpy(s.uuid, arg->uuid, sizeof(s.uuid));
+	if (!arg->deadline_ms)
+		arg->deadline_ms = DEFAULT_DEADLINE_MS;
+	s.prepare = *arg;
 	err = prepare_parts(arg);
 	if (err) {
 		end_session();
 		s.owner = NULL;
 		s.state = LIVEDUMP_STATE_IDLE;
+		if (err == -ENOMEM)
+			s.refusal = LIVEDUMP_REFUSAL_MEMORY;
+		arg->refusal = s.refusal;
 		goto out;
 	}
 	ld_reserve_mark_writer();
@@ -160,9 +264,10 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
 	arg->reserve_pages = ld_reserve_pages();
 	arg->overhead_bytes = ld_pages_overhead() + ld_reserve_overhead();
 	arg->prepare_ns = ktime_get_ns() - start;
+	s.prepare = *arg;
 	ld_reserve_get_layout(&layout);
 	pr_info("session %pUb: prepared, %lu pages of RAM, reserve of %llu pages in %u blocks of 2 MiB, %u of 1 GiB\n",
-		s.uuid, ld_ram_pages, ld_reserve_pages(), layout.leaves, layout.gigabytes);
+		s.prepare.uuid, ld_ram_pages, ld_reserve_pages(), layout.leaves, layout.gigabytes);
 out:
 	up_write(&lock);
 	return err;
@@ -181,9 +286,13 @@ static int judge_copies(void)
 {
 	int err = ld_alias_copy_error();
 
-	if (!err && !ld_measuring())
+	if (err)
+		return err;
+	if (!ld_measuring())
 		ld_truth_take();
-	return err;
+	/* The next step protects. */
+	ld_guard_freeze();
+	return 0;
 }
 
 enum { STEP_CHECK, STEP_COPY, STEP_LEAVES, STEP_UPPER, NR_STEPS };
@@ -208,7 +317,8 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 	u64 start;
 	int err;
 
-	down_write(&lock);
+	if (down_write_killable(&lock))
+		return -EINTR;
 	err = -EINVAL;
 	if (s.owner != owner || s.state != LIVEDUMP_STATE_PREPARED)
 		goto out;
@@ -218,14 +328,15 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 	if (err == -EAGAIN)
 		goto out;	/* nothing was changed: it may be tried again */
 	if (err) {
-		pr_err("session %pUb: freeze failed: %d\n", s.uuid, err);
+		pr_err("session %pUb: freeze failed: %d\n", s.prepare.uuid, err);
 		end_session();
 		goto out;
 	}
 	s.state = LIVEDUMP_STATE_FROZEN;
 	s.stop_copies = atomic64_read(&ld_counters.copies) -
 			atomic64_read(&ld_counters.fault_copies);
-	schedule_delayed_work(&deadline_work, msecs_to_jiffies(s.deadline_ms));
+	s.deadline_at = ktime_get_ns() + s.prepare.deadline_ms * NSEC_PER_MSEC;
+	arm_watch();
 
 	start = ktime_get_ns();
 	ld_classify_all(s.class_pages, &s.to_dump, &s.uncovered);
@@ -237,8 +348,9 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 	arg->notes_bytes = ld_notes_bytes();
 	arg->pages_to_dump = s.to_dump;
 	memcpy(arg->class_pages, s.class_pages, sizeof(s.class_pages));
+	s.freeze = *arg;
 	pr_info("session %pUb: frozen in %llu us, %llu entries changed, %llu pages copied in the stop, %llu to dump\n",
-		s.uuid, s.times.stop_ns / 1000,
+		s.prepare.uuid, s.times.stop_ns / 1000,
 		ld_wp_changed(1) + ld_wp_changed(2) + ld_wp_changed(3), s.stop_copies, s.to_dump);
 out:
 	up_write(&lock);
@@ -249,37 +361,40 @@ int ld_session_notes(struct file *owner, struct livedump_notes *arg)
 {
 	const struct new_utsname *uts = init_utsname();
 	void *buf = NULL;
+	ssize_t n = 0;
 	size_t room;
-	ssize_t n;
 	int err;
 
-	down_read(&lock);
+	if (down_read_killable(&lock))
+		return -EINTR;
 	err = -EINVAL;
 	if (s.owner != owner || s.state != LIVEDUMP_STATE_FROZEN)
-		goto out;
+		goto unlock;
 	room = ld_notes_bytes();
 	err = -ENOSPC;
 	if (arg->buf_bytes < room)
-		goto out;
+		goto unlock;
 	err = -ENOMEM;
 	buf = vzalloc(room);
 	if (!buf)
-		goto out;
+		goto unlock;
 	n = ld_notes_fill(buf, room, &arg->vmcoreinfo_offset, &arg->vmcoreinfo_bytes);
 	err = n < 0 ? n : 0;
+unlock:
+	up_read(&lock);
 	if (!err && copy_to_user(u64_to_user_ptr(arg->buf), buf, n))
 		err = -EFAULT;
-	arg->buf_bytes = max_t(ssize_t, n, 0);
+	vfree(buf);
+	if (err)
+		return err;
+	arg->buf_bytes = n;
 	strscpy(arg->utsname[0], uts->sysname, sizeof(arg->utsname[0]));
 	strscpy(arg->utsname[1], uts->nodename, sizeof(arg->utsname[1]));
 	strscpy(arg->utsname[2], uts->release, sizeof(arg->utsname[2]));
 	strscpy(arg->utsname[3], uts->version, sizeof(arg->utsname[3]));
 	strscpy(arg->utsname[4], uts->machine, sizeof(arg->utsname[4]));
 	strscpy(arg->utsname[5], uts->domainname, sizeof(arg->utsname[5]));
-out:
-	up_read(&lock);
-	vfree(buf);
-	return err;
+	return 0;
 }
 
 /* The caller's buffers, pinned before any page is taken: after that nothing can fail. */
@@ -332,48 +447,61 @@ static struct livedump_page *desc_in(struct ld_next_buf *b, const struct livedum
 	return page_address(b->pages[arg->max_pages + (off >> PAGE_SHIFT)]) + offset_in_page(off);
 }
 
-static int next_pages(struct ld_next_buf *b, struct livedump_next *arg)
+/* Fills the buffers as far as there are pages now.  Under the lock. */
+static void next_pages(struct ld_next_buf *b, struct livedump_next *arg)
 {
 	struct ld_cursor cur = { 0 };
-	unsigned long waited = 0;
-	int got = 0;
 
-	while (arg->nr_pages < arg->max_pages) {
+	while (arg->nr_pages < arg->max_pages && !atomic_read(&s.failure)) {
 		struct livedump_page d = { 0 };
 
-		if (atomic_read(&s.failure))
+		if (!ld_page_next(&cur, arg->max_pages - arg->nr_pages,
+				  page_address(b->pages[arg->nr_pages]), &d))
 			break;
-		got = ld_page_next(&cur, arg->max_pages - arg->nr_pages,
-				   page_address(b->pages[arg->nr_pages]), &d);
-		if (!got) {
-			/*
-			 * Nothing to be had now.  If pages are outstanding they are with
-			 * another caller or a fault that is about to queue its copy.
-			 */
-			if (arg->nr_pages ||
-			    (u64)atomic64_read(&ld_counters.reported) >= s.to_dump)
-				break;
-			if (fatal_signal_pending(current))
-				return -EINTR;
-			if (waited++ > 30000) {
-				pr_err("session %pUb: %llu pages to dump, %llu reported, no more to be found\n",
-				       s.uuid, s.to_dump,
-				       (u64)atomic64_read(&ld_counters.reported));
-				return -EIO;
-			}
-			usleep_range(500, 1000);
-			continue;
-		}
 		*desc_in(b, arg, arg->nr_pages) = d;
 		arg->nr_pages++;
 	}
 	ld_cursor_return(&cur);
-	return atomic_read(&s.failure) ? -ENODATA : 0;
+}
+
+/* 0: there is an answer; 1: not yet; or an error. */
+static int try_next(struct file *owner, struct ld_next_buf *b, struct livedump_next *arg)
+{
+	int err = 0;
+
+	if (down_read_killable(&lock))
+		return -EINTR;
+	if (s.owner != owner) {
+		err = -EINVAL;
+	} else if (atomic_read(&s.failure)) {
+		err = -ENODATA;
+	} else if (s.state != LIVEDUMP_STATE_FROZEN) {
+		err = -EINVAL;
+	} else if (b->pages) {
+		ld_reserve_mark_writer();
+		if (atomic_inc_return(&s.next_callers) > MAX_NEXT_CALLERS)
+			err = -EUSERS;
+		else
+			next_pages(b, arg);
+		atomic_dec(&s.next_callers);
+		if (!err && atomic_read(&s.failure))
+			err = -ENODATA;
+		/*
+		 * Nothing to be had now?  Pages that are outstanding are with another
+		 * caller or with a fault that is about to queue its copy.
+		 */
+		if (!err && !arg->nr_pages &&
+		    (u64)atomic64_read(&ld_counters.reported) < s.to_dump)
+			err = 1;
+	}
+	up_read(&lock);
+	return err;
 }
 
 int ld_session_next(struct file *owner, struct livedump_next *arg)
 {
 	struct ld_next_buf b = { 0 };
+	unsigned int waited = 0;
 	int err;
 
 	if (!arg->max_pages || arg->max_pages > LIVEDUMP_NEXT_MAX || !PAGE_ALIGNED(arg->buf) ||
@@ -381,28 +509,28 @@ int ld_session_next(struct file *owner, struct livedump_next *arg)
 		return -EINVAL;
 	arg->nr_pages = 0;
 
-	down_read(&lock);
-	err = -EINVAL;
-	if (s.owner != owner)
-		goto out;
-	err = -ENODATA;
-	if (atomic_read(&s.failure))
-		goto out;
-	err = -EINVAL;
-	if (s.state != LIVEDUMP_STATE_FROZEN)
-		goto out;
-	ld_reserve_mark_writer();
-	if (atomic_inc_return(&s.next_callers) > MAX_NEXT_CALLERS) {
-		err = -EUSERS;
-	} else {
-		err = pin(&b, arg);
-		if (!err)
-			err = next_pages(&b, arg);
-		unpin(&b);
+	/* In the wrong state nobody's memory need be pinned. */
+	err = try_next(owner, &b, arg);
+	if (err)
+		return err;
+	err = pin(&b, arg);
+	while (!err) {
+		err = try_next(owner, &b, arg);
+		if (err != 1)
+			break;
+		err = 0;
+		if (fatal_signal_pending(current)) {
+			err = -EINTR;
+		} else if (waited++ > 30000) {
+			pr_err("session %pUb: %llu pages to dump, %lld reported, no more to be found\n",
+			       s.prepare.uuid, s.to_dump,
+			       (s64)atomic64_read(&ld_counters.reported));
+			err = -EIO;
+		} else {
+			usleep_range(500, 1000);
+		}
 	}
-	atomic_dec(&s.next_callers);
-out:
-	up_read(&lock);
+	unpin(&b);
 	return err;
 }
 
@@ -427,7 +555,8 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg)
 {
 	u32 size = arg->size;
 
-	down_read(&lock);
+	if (down_read_killable(&lock))
+		return -EINTR;
 	if (s.owner != owner) {
 		up_read(&lock);
 		return -EINVAL;
@@ -466,48 +595,134 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg)
 	arg->tables_joined = atomic64_read(&ld_counters.tables_joined);
 	arg->thaw_ns = s.thaw_ns;
 	arg->registers_ns = s.times.registers_ns;
+	arg->pages_acked = atomic64_read(&ld_counters.acknowledged);
 	up_read(&lock);
 	return 0;
+}
+
+int ld_session_acknowledge(struct file *owner, struct livedump_ack *arg)
+{
+	struct livedump_page *pages;
+	unsigned int i;
+	int err = 0;
+
+	if (!arg->nr_pages || arg->nr_pages > LIVEDUMP_NEXT_MAX)
+		return -EINVAL;
+	arg->nr_acked = 0;
+	pages = vmemdup_user(u64_to_user_ptr(arg->pages), arg->nr_pages * sizeof(*pages));
+	if (IS_ERR(pages))
+		return PTR_ERR(pages);
+	if (down_read_killable(&lock)) {
+		kvfree(pages);
+		return -EINTR;
+	}
+	if (s.owner != owner || s.state != LIVEDUMP_STATE_FROZEN ||
+	    !(s.prepare.flags & LIVEDUMP_PREPARE_ACK))
+		err = -EINVAL;
+	for (i = 0; i < arg->nr_pages && !err; i++)
+		arg->nr_acked += ld_page_acknowledge(pages[i].pfn);
+	up_read(&lock);
+	kvfree(pages);
+	return err;
 }
 
 int ld_session_thaw(struct file *owner)
 {
 	int err = -EINVAL;
 
-	down_write(&lock);
+	if (down_write_killable(&lock))
+		return -EINTR;
 	if (s.owner == owner &&
 	    (s.state == LIVEDUMP_STATE_PREPARED || s.state == LIVEDUMP_STATE_FROZEN)) {
 		end_session();
 		err = 0;
 	}
 	up_write(&lock);
-	/* Only the owner's; and no other session can begin before this file is closed. */
-	if (!err)
-		cancel_delayed_work_sync(&deadline_work);
+	return err;
+}
+
+int ld_session_takeover(struct file *file, struct livedump_takeover *arg)
+{
+	u64 now;
+	int err = 0;
+
+	if (arg->flags)
+		return -EINVAL;
+	if (down_write_killable(&lock))
+		return -EINTR;
+	now = ktime_get_ns();
+	if (s.owner == file)
+		err = -EINVAL;
+	else if (s.state == LIVEDUMP_STATE_IDLE || s.state == LIVEDUMP_STATE_THAWED)
+		err = -ESRCH;
+	else if (memcmp(s.prepare.uuid, arg->uuid, sizeof(arg->uuid)))
+		err = -ENOENT;
+	else if (!s.orphan)
+		err = -EBUSY;
+	if (err)
+		goto out;
+
+	s.owner = file;
+	s.orphan = false;
+	ld_reserve_mark_writer();
+	arm_watch();
+	ld_pages_hand_out_again();
+	arg->deadline_ms = div_u64(s.deadline_at - min(now, s.deadline_at), NSEC_PER_MSEC);
+	arg->pages_reported = atomic64_read(&ld_counters.reported);
+	arg->prepare = s.prepare;
+	arg->freeze = s.freeze;
+	pr_info("session %pUb: taken over with %llu of %llu pages reported\n",
+		s.prepare.uuid, arg->pages_reported, s.to_dump);
+	/* The new owner's file holds one. */
+	module_put(THIS_MODULE);
+out:
+	up_write(&lock);
 	return err;
 }
 
 /* The last reference to the file is gone. */
 void ld_session_release(struct file *owner)
 {
-	/*
-	 * A deadline that outlives its session would thaw the next one.  Nobody can set
-	 * it again: only the owner can, and the file has no user any more.
-	 */
-	if (READ_ONCE(s.owner) == owner)
-		cancel_delayed_work_sync(&deadline_work);
 	down_write(&lock);
-	if (s.owner == owner) {
-		if (s.state == LIVEDUMP_STATE_FROZEN)
-			pr_info("session %pUb: its owner is gone\n", s.uuid);
+	if (s.owner != owner)
+		goto out;
+	s.owner = NULL;
+	if (s.state != LIVEDUMP_STATE_FROZEN) {
 		end_session();
-		s.owner = NULL;
-		s.state = LIVEDUMP_STATE_IDLE;
+	} else if (!s.prepare.grace_ms) {
+		pr_info("session %pUb: its owner is gone\n", s.prepare.uuid);
+		end_session();
+	} else {
+		pr_warn("session %pUb: its owner is gone; it stays frozen for %u ms\n",
+			s.prepare.uuid, s.prepare.grace_ms);
+		__module_get(THIS_MODULE);
+		s.orphan = true;
+		s.grace_until = ktime_get_ns() + s.prepare.grace_ms * (u64)NSEC_PER_MSEC;
+		arm_watch();
 	}
+	if (!s.orphan)
+		s.state = LIVEDUMP_STATE_IDLE;
+out:
 	up_write(&lock);
 }
 
+int ld_session_init(void)
+{
+	watch_queue = alloc_workqueue("livedump", WQ_UNBOUND | WQ_MEM_RECLAIM, 1);
+	return watch_queue ? 0 : -ENOMEM;
+}
+
+/*
+ * The module goes.  It can't while a file is open or a session is an orphan, unless it
+ * is forced; then restored tables are the least that is owed.
+ */
 void ld_session_exit(void)
 {
-	cancel_delayed_work_sync(&deadline_work);
+	down_write(&lock);
+	s.orphan = false;
+	if (s.state != LIVEDUMP_STATE_IDLE)
+		end_session();
+	up_write(&lock);
+	cancel_delayed_work_sync(&watch_work);
+	destroy_workqueue(watch_queue);
 }

@@ -310,14 +310,14 @@ int ld_wp_prepare(void)
 
 	fault_tp = NULL;
 	for_each_kernel_tracepoint(find_tracepoint, &fault_tp);
-	if (!fault_tp) {
+	if (!fault_tp || ld_pretend(LIVEDUMP_REFUSAL_TRACEPOINT)) {
 		pr_err("this kernel has no tracepoint exceptions:page_fault_kernel\n");
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_TRACEPOINT, -EOPNOTSUPP);
 	}
 	marks = ld_count_marks();
-	if (marks) {
+	if (marks || ld_pretend(LIVEDUMP_REFUSAL_ENTRY_BITS)) {
 		pr_err("%lu page-table entries use the software bits that livedump needs\n", marks);
-		return -EOPNOTSUPP;
+		return ld_refuse(LIVEDUMP_REFUSAL_ENTRY_BITS, -EOPNOTSUPP);
 	}
 	err = ld_restore_prepare();
 	if (err)
@@ -329,7 +329,7 @@ int ld_wp_prepare(void)
 	err = tracepoint_probe_register_prio(fault_tp, on_page_fault, NULL, INT_MAX);
 	if (err) {
 		pr_err("cannot hook the page-fault tracepoint: %d\n", err);
-		return err;
+		return err == -ENOMEM ? err : ld_refuse(LIVEDUMP_REFUSAL_TRACEPOINT, -EOPNOTSUPP);
 	}
 	hooked = true;
 	return 0;

@@ -19,7 +19,8 @@ const (
 
 	// Bits of abiPrepare.Flags.
 	prepareKeep  = 1 << 0
-	prepareFlags = prepareKeep
+	prepareAck   = 1 << 1
+	prepareFlags = prepareKeep | prepareAck
 )
 
 type abiPrepare struct {
@@ -36,7 +37,9 @@ type abiPrepare struct {
 	OverheadBytes uint64
 	PrepareNS     uint64
 	Flags         uint64
-	Reserved      [3]uint64
+	GraceMS       uint32
+	Refusal       uint32
+	Reserved      [2]uint64
 }
 
 type abiFreeze struct {
@@ -104,7 +107,27 @@ type abiStats struct {
 	TablesJoined   uint64
 	ThawNS         uint64
 	RegistersNS    uint64
-	Reserved       [7]uint64
+	PagesAcked     uint64
+	Reserved       [6]uint64
+}
+
+type abiAck struct {
+	Size     uint32
+	NrPages  uint32
+	Pages    uint64
+	NrAcked  uint32
+	Reserved [3]uint32
+}
+
+type abiTakeover struct {
+	Size          uint32
+	Flags         uint32
+	UUID          [16]byte
+	DeadlineMS    uint64
+	PagesReported uint64
+	Prepare       abiPrepare
+	Freeze        abiFreeze
+	Reserved      [4]uint64
 }
 
 // ioctl numbers as _IO and _IOWR of asm-generic/ioctl.h make them.
@@ -117,4 +140,7 @@ const (
 	iocNext    = iocDirRW | unsafe.Sizeof(abiNext{})<<16 | iocMagic<<8 | 4
 	iocStats   = iocDirRW | unsafe.Sizeof(abiStats{})<<16 | iocMagic<<8 | 5
 	iocThaw    = iocMagic<<8 | 6
+
+	iocTakeover = iocDirRW | unsafe.Sizeof(abiTakeover{})<<16 | iocMagic<<8 | 7
+	iocAck      = iocDirRW | unsafe.Sizeof(abiAck{})<<16 | iocMagic<<8 | 8
 )

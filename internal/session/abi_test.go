@@ -28,7 +28,7 @@ var abiStructs = []struct {
 		{"ReserveBytes", "reserve_bytes"}, {"DeadlineMS", "deadline_ms"}, {"UUID", "uuid"},
 		{"MaxPFN", "max_pfn"}, {"RAMPages", "ram_pages"}, {"ReservePages", "reserve_pages"},
 		{"OverheadBytes", "overhead_bytes"}, {"PrepareNS", "prepare_ns"}, {"Flags", "flags"},
-		{"Reserved", "reserved"},
+		{"GraceMS", "grace_ms"}, {"Refusal", "refusal"}, {"Reserved", "reserved"},
 	}},
 	{reflect.TypeFor[abiFreeze](), "livedump_freeze", []cField{
 		{"Size", "size"}, {"NrCPUs", "nr_cpus"}, {"StopNS", "stop_ns"}, {"ClassifyNS", "classify_ns"},
@@ -58,7 +58,15 @@ var abiStructs = []struct {
 		{"UncoveredPages", "uncovered_pages"}, {"PagesToDump", "pages_to_dump"},
 		{"PagesReported", "pages_reported"}, {"ClassPages", "class_pages"}, {"MissingCPUs", "missing_cpus"},
 		{"TablesSplit", "tables_split"}, {"TablesJoined", "tables_joined"}, {"ThawNS", "thaw_ns"},
-		{"RegistersNS", "registers_ns"}, {"Reserved", "reserved"},
+		{"RegistersNS", "registers_ns"}, {"PagesAcked", "pages_acked"}, {"Reserved", "reserved"},
+	}},
+	{reflect.TypeFor[abiAck](), "livedump_ack", []cField{
+		{"Size", "size"}, {"NrPages", "nr_pages"}, {"Pages", "pages"}, {"NrAcked", "nr_acked"},
+		{"Reserved", "reserved"},
+	}},
+	{reflect.TypeFor[abiTakeover](), "livedump_takeover", []cField{
+		{"Size", "size"}, {"Flags", "flags"}, {"UUID", "uuid"}, {"DeadlineMS", "deadline_ms"},
+		{"PagesReported", "pages_reported"}, {"Prepare", "prepare"}, {"Freeze", "freeze"}, {"Reserved", "reserved"},
 	}},
 }
 
@@ -66,8 +74,8 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_IOC_PREPARE": uint64(iocPrepare), "LIVEDUMP_IOC_FREEZE": uint64(iocFreeze), "LIVEDUMP_IOC_NOTES": uint64(iocNotes),
 	"LIVEDUMP_IOC_NEXT": uint64(iocNext), "LIVEDUMP_IOC_STATS": uint64(iocStats), "LIVEDUMP_IOC_THAW": uint64(iocThaw),
 	"LIVEDUMP_ABI_VERSION": abiVersion, "LIVEDUMP_PAGE_SIZE": PageSize, "LIVEDUMP_NEXT_MAX": MaxBatch,
-	"LIVEDUMP_CLASS_SLOTS":   classSlots,
-	"LIVEDUMP_PREPARE_KEEP":  prepareKeep,
+	"LIVEDUMP_CLASS_SLOTS":  classSlots,
+	"LIVEDUMP_PREPARE_KEEP": prepareKeep, "LIVEDUMP_PREPARE_ACK": prepareAck, "LIVEDUMP_IOC_ACK": uint64(iocAck),
 	"LIVEDUMP_PREPARE_FLAGS": prepareFlags,
 	"LIVEDUMP_EXCLUDE_ZERO":  uint64(ExcludeZero), "LIVEDUMP_EXCLUDE_CACHE": uint64(ExcludeCache),
 	"LIVEDUMP_EXCLUDE_CACHE_PRIVATE": uint64(ExcludeCachePrivate),
@@ -83,8 +91,16 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_STATE_IDLE": uint64(StateIdle), "LIVEDUMP_STATE_PREPARED": uint64(StatePrepared),
 	"LIVEDUMP_STATE_FROZEN": uint64(StateFrozen), "LIVEDUMP_STATE_THAWED": uint64(StateThawed),
 	"LIVEDUMP_FAILURE_NONE": uint64(FailureNone), "LIVEDUMP_FAILURE_RESERVE": uint64(FailureReserve),
-	"LIVEDUMP_FAILURE_DEADLINE": uint64(FailureDeadline),
-	"LIVEDUMP_PAGE_COPY":        uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
+	"LIVEDUMP_FAILURE_DEADLINE": uint64(FailureDeadline), "LIVEDUMP_FAILURE_REBOOT": uint64(FailureReboot),
+	"LIVEDUMP_IOC_TAKEOVER": uint64(iocTakeover),
+	"LIVEDUMP_REFUSAL_NONE": uint64(RefusalNone), "LIVEDUMP_REFUSAL_SESSION": uint64(RefusalSession),
+	"LIVEDUMP_REFUSAL_SUSPEND": uint64(RefusalSuspend), "LIVEDUMP_REFUSAL_MEMORY_HOTPLUG": uint64(RefusalMemoryHotplug),
+	"LIVEDUMP_REFUSAL_LOCKDOWN": uint64(RefusalLockdown), "LIVEDUMP_REFUSAL_XEN_PV": uint64(RefusalXenPV),
+	"LIVEDUMP_REFUSAL_TRACEPOINT": uint64(RefusalTracepoint), "LIVEDUMP_REFUSAL_ENTRY_BITS": uint64(RefusalEntryBits),
+	"LIVEDUMP_REFUSAL_STACKS": uint64(RefusalStacks), "LIVEDUMP_REFUSAL_LAYOUT": uint64(RefusalLayout),
+	"LIVEDUMP_REFUSAL_VMCOREINFO": uint64(RefusalVMCoreInfo), "LIVEDUMP_REFUSAL_TSC": uint64(RefusalTSC),
+	"LIVEDUMP_REFUSAL_MEMORY": uint64(RefusalMemory),
+	"LIVEDUMP_PAGE_COPY":      uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
 	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered),
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"sync/atomic"
@@ -19,7 +20,6 @@ import (
 type Device struct {
 	file       *os.File
 	notesBytes uint64
-	cpus       int
 	// prepared: there is a session to thaw. The kernel answers a THAW without one with an error.
 	prepared atomic.Bool
 }
@@ -85,16 +85,53 @@ func (d *Device) Prepare(o Options) (Prepared, error) {
 	if o.Keep {
 		a.Flags |= prepareKeep
 	}
+	if o.Acks {
+		a.Flags |= prepareAck
+	}
+	if o.Grace > 0 {
+		a.GraceMS = uint32(min(max(1, o.Grace.Milliseconds()), math.MaxUint32))
+	}
 	if err := d.ioctl(stepPrepare, iocPrepare, unsafe.Pointer(a)); err != nil {
+		if r := Refusal(a.Refusal); r != RefusalNone {
+			err = &RefusedError{Refusal: r, err: err}
+		}
 		return Prepared{}, err
 	}
 	d.prepared.Store(true)
+	return a.result(), nil
+}
+
+func (a *abiPrepare) result() Prepared {
 	return Prepared{
 		MaxPFN:        a.MaxPFN,
 		RAMPages:      a.RAMPages,
 		ReservePages:  a.ReservePages,
 		OverheadBytes: a.OverheadBytes,
 		Took:          nanoseconds(a.PrepareNS),
+	}
+}
+
+// Takeover makes this file the owner of a frozen session whose owner has died, instead of Prepare and Freeze. Notes, Next
+// and Thaw then go on where the former owner was. ErrNoSession, ErrOtherSession, ErrOwnerAlive.
+func (d *Device) Takeover(uuid [16]byte) (Taken, error) {
+	a := &abiTakeover{UUID: uuid}
+	a.Size = uint32(unsafe.Sizeof(*a))
+	if err := d.ioctl(stepTakeover, iocTakeover, unsafe.Pointer(a)); err != nil {
+		return Taken{}, err
+	}
+	d.prepared.Store(true)
+	d.notesBytes = a.Freeze.NotesBytes
+	p := &a.Prepare
+	return Taken{
+		Options: Options{
+			Level: DumpLevel(p.Exclude), Mode: Mode(p.Mode), ReserveBytes: p.ReserveBytes, UUID: p.UUID,
+			Deadline: time.Duration(a.DeadlineMS) * time.Millisecond,
+			Grace:    time.Duration(p.GraceMS) * time.Millisecond, Keep: p.Flags&prepareKeep != 0,
+			Acks: p.Flags&prepareAck != 0,
+		},
+		Prepared:      p.result(),
+		Frozen:        a.Freeze.result(),
+		PagesReported: a.PagesReported,
 	}, nil
 }
 
@@ -110,7 +147,11 @@ func (d *Device) Freeze() (Frozen, error) {
 		}
 		return Frozen{}, err
 	}
-	d.notesBytes, d.cpus = a.NotesBytes, int(a.NrCPUs)
+	d.notesBytes = a.NotesBytes
+	return a.result(), nil
+}
+
+func (a *abiFreeze) result() Frozen {
 	f := Frozen{
 		CPUs:        int(a.NrCPUs),
 		Stop:        nanoseconds(a.StopNS),
@@ -120,7 +161,7 @@ func (d *Device) Freeze() (Frozen, error) {
 		At:          time.Unix(0, int64(a.RealtimeNS)),
 	}
 	copy(f.ClassPages[:], a.ClassPages[:])
-	return f, nil
+	return f
 }
 
 // Notes implements Session.
@@ -188,6 +229,20 @@ func (d *Device) Next(data []byte, pages []Page) (int, error) {
 	return int(a.NrPages), nil
 }
 
+// Acknowledge says that pages which Next has handed out are where they outlive this process: they do not come again after
+// a Takeover. It needs Options.Acks. At most MaxBatch pages.
+func (d *Device) Acknowledge(pages []Page) error {
+	if len(pages) == 0 {
+		return nil
+	}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&pages[0])
+	a := &abiAck{NrPages: uint32(len(pages)), Pages: uint64(uintptr(unsafe.Pointer(&pages[0])))}
+	a.Size = uint32(unsafe.Sizeof(*a))
+	return d.ioctl(stepAcknowledge, iocAck, unsafe.Pointer(a))
+}
+
 // Stats implements Session.
 func (d *Device) Stats() (Stats, error) {
 	a := &abiStats{}
@@ -225,6 +280,7 @@ func (d *Device) Stats() (Stats, error) {
 		TablesJoined:   a.TablesJoined,
 		Thaw:           nanoseconds(a.ThawNS),
 		Registers:      nanoseconds(a.RegistersNS),
+		PagesAcked:     a.PagesAcked,
 	}
 	copy(s.ClassPages[:], a.ClassPages[:])
 	return s, nil

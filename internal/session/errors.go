@@ -29,6 +29,14 @@ var (
 	ErrReserveExhausted = errors.New("the reserve is used up")
 	// ErrDeadlineExceeded: the session's deadline passed and the kernel thawed it.
 	ErrDeadlineExceeded = errors.New("the session's deadline passed")
+	// ErrMachineGoesDown: a reboot began, and the kernel thawed the session first.
+	ErrMachineGoesDown = errors.New("the machine goes down")
+	// ErrNoSession: there is nothing to take over: the session ended, or there never was one.
+	ErrNoSession = errors.New("there is no session to take over")
+	// ErrOtherSession: the session that there is has another UUID.
+	ErrOtherSession = errors.New("the session that there is has another UUID")
+	// ErrOwnerAlive: the session has an owner, or is not frozen yet.
+	ErrOwnerAlive = errors.New("the session has an owner")
 	// ErrABI: module and agent do not speak the same version of the interface.
 	ErrABI = errors.New("the loaded module does not understand this agent (other ABI version)")
 )
@@ -44,6 +52,9 @@ const (
 	stepNext    step = "next"
 	stepStats   step = "stats"
 	stepThaw    step = "thaw"
+
+	stepTakeover    step = "takeover"
+	stepAcknowledge step = "acknowledge"
 )
 
 // errnoError gives the errno of a step its meaning.
@@ -51,8 +62,15 @@ func errnoError(s step, errno unix.Errno) error {
 	var kind error
 	switch errno {
 	case unix.ENOENT, unix.ENXIO, unix.ENODEV:
-		if s == stepOpen {
+		switch {
+		case s == stepOpen:
 			kind = ErrNoDevice
+		case s == stepTakeover && errno == unix.ENOENT:
+			kind = ErrOtherSession
+		}
+	case unix.ESRCH:
+		if s == stepTakeover {
+			kind = ErrNoSession
 		}
 	case unix.EPERM, unix.EACCES:
 		kind = ErrLockedDown
@@ -61,6 +79,9 @@ func errnoError(s step, errno unix.Errno) error {
 		}
 	case unix.EBUSY:
 		kind = ErrBusy
+		if s == stepTakeover {
+			kind = ErrOwnerAlive
+		}
 	case unix.EOPNOTSUPP:
 		kind = ErrUnsupported
 	case unix.ENOMEM:
@@ -97,6 +118,8 @@ func (f Failure) Err() error {
 		return fmt.Errorf("livedump session: %w", ErrReserveExhausted)
 	case FailureDeadline:
 		return fmt.Errorf("livedump session: %w", ErrDeadlineExceeded)
+	case FailureReboot:
+		return fmt.Errorf("livedump session: %w", ErrMachineGoesDown)
 	}
 	return fmt.Errorf("livedump session: it failed (%s)", f)
 }

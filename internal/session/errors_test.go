@@ -5,6 +5,7 @@ package session
 import (
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,9 @@ func TestErrnoMeaning(t *testing.T) {
 		{stepPrepare, unix.ENOMEM, ErrNoMemory},
 		{stepPrepare, unix.EINVAL, ErrABI},
 		{stepPrepare, unix.ENOTTY, ErrABI},
+		{stepTakeover, unix.ESRCH, ErrNoSession},
+		{stepTakeover, unix.ENOENT, ErrOtherSession},
+		{stepTakeover, unix.EBUSY, ErrOwnerAlive},
 		{stepFreeze, unix.EAGAIN, ErrStopFailed},
 		{stepFreeze, unix.ENOSPC, ErrReserveExhausted},
 	} {
@@ -33,6 +37,9 @@ func TestErrnoMeaning(t *testing.T) {
 		if !errors.Is(err, tc.want) || !errors.Is(err, tc.errno) {
 			t.Errorf("%s %s: got %q, want it to be %q and the errno", tc.step, tc.errno, err, tc.want)
 		}
+	}
+	if err := errnoError(stepNext, unix.ESRCH); errors.Is(err, ErrNoSession) {
+		t.Errorf("ESRCH of next is %q", err)
 	}
 	// The same errno elsewhere must not be taken for these.
 	if err := errnoError(stepNotes, unix.ENOSPC); errors.Is(err, ErrReserveExhausted) {
@@ -105,5 +112,17 @@ func TestDumped(t *testing.T) {
 	}
 	if ClassCachePrivate.Dumped(ExcludeCache) != true {
 		t.Error("level 2 leaves out private cache")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for r := RefusalSession; r <= RefusalMemory; r++ {
+		err := error(&RefusedError{Refusal: r, err: errnoError(stepPrepare, unix.EOPNOTSUPP)})
+		if !errors.Is(err, ErrUnsupported) || !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Errorf("%q is neither of its causes", err)
+		}
+		if _, ok := refusals[r]; !ok || !strings.Contains(err.Error(), refusals[r]) {
+			t.Errorf("refusal %d: %q does not say why", r, err)
+		}
 	}
 }

@@ -131,10 +131,16 @@ type Options struct {
 	ReserveBytes uint64
 	// Deadline from Freeze to the forced thaw; 0 leaves it to the module.
 	Deadline time.Duration
-	UUID     [16]byte
+	// Grace is how long frozen memory stays so when its owner has died, for Takeover; 0: it is thawed at once. It
+	// needs a UUID.
+	Grace time.Duration
+	UUID  [16]byte
 	// Keep makes pages readable until the thaw through /dev/livedump-vmcore, also those that Next has
 	// handed out. The reserve must then hold every page that is written while frozen.
 	Keep bool
+	// Acks makes pages that Next has handed out come again after a Takeover, unless they were given to
+	// Device.Acknowledge. Not together with Keep.
+	Acks bool
 }
 
 // Prepared is what Prepare found.
@@ -144,6 +150,14 @@ type Prepared struct {
 	ReservePages  uint64
 	OverheadBytes uint64 // memory held besides the reserve
 	Took          time.Duration
+}
+
+// Taken is what Takeover found.
+type Taken struct {
+	Options       Options // of the Prepare; its Deadline is what is left of it
+	Prepared      Prepared
+	Frozen        Frozen
+	PagesReported uint64 // to former owners
 }
 
 // Frozen is what Freeze measured.
@@ -201,6 +215,7 @@ const (
 	FailureNone     Failure = 0
 	FailureReserve  Failure = 1 // strict, and the reserve was used up
 	FailureDeadline Failure = 2 // thawed by the deadline
+	FailureReboot   Failure = 3 // thawed because the machine goes down
 )
 
 func (f Failure) String() string {
@@ -211,6 +226,8 @@ func (f Failure) String() string {
 		return "reserve"
 	case FailureDeadline:
 		return "deadline"
+	case FailureReboot:
+		return "reboot"
 	}
 	return fmt.Sprintf("failure(%d)", uint32(f))
 }
@@ -248,4 +265,5 @@ type Stats struct {
 	TablesSplit    uint64 // huge entries split
 	TablesJoined   uint64 // of these, joined again by the thaw
 	Thaw           time.Duration
+	PagesAcked     uint64
 }

@@ -7,7 +7,15 @@
  *	open -> PREPARE -> FREEZE -> NEXT ... NEXT -> THAW -> close
  *
  * When the last reference to the file goes away, whatever the step, the session
- * ends and the page tables are as they were before PREPARE.
+ * ends and the page tables are as they were before PREPARE; unless memory is
+ * frozen and PREPARE asked for a grace.  Then the session stays as it is for so
+ * long, and another open file may take it over by its UUID:
+ *
+ *	open -> TAKEOVER -> NEXT ... NEXT -> THAW -> close
+ *
+ * From PREPARE to the end suspend, hibernation and memory hotplug are refused, and
+ * while memory is frozen CPU hotplug too (EBUSY or EPERM to whoever asks, and a line in the log).
+ * A reboot ends the session.
  *
  * Every structure starts with its size in bytes as the caller knows it.  The
  * kernel refuses a size it does not know with EINVAL.  Reserved fields and
@@ -72,25 +80,50 @@ enum livedump_failure {
 	LIVEDUMP_FAILURE_NONE		= 0,
 	LIVEDUMP_FAILURE_RESERVE	= 1,	/* strict, and the reserve was used up */
 	LIVEDUMP_FAILURE_DEADLINE	= 2,	/* thawed by the deadline */
+	LIVEDUMP_FAILURE_REBOOT		= 3,	/* thawed because the machine goes down */
+};
+
+/* Why PREPARE refused (livedump_prepare.refusal); set with an error, otherwise NONE. */
+enum livedump_refusal {
+	LIVEDUMP_REFUSAL_NONE		= 0,	/* an argument (EINVAL), or a signal */
+	LIVEDUMP_REFUSAL_SESSION	= 1,	/* EBUSY: there is a session */
+	LIVEDUMP_REFUSAL_SUSPEND	= 2,	/* EBUSY: suspend or hibernation is under way */
+	LIVEDUMP_REFUSAL_MEMORY_HOTPLUG	= 3,	/* EBUSY: memory is going on- or offline */
+	LIVEDUMP_REFUSAL_LOCKDOWN	= 4,	/* EPERM */
+	LIVEDUMP_REFUSAL_XEN_PV		= 5,	/* EOPNOTSUPP, and all that follow */
+	LIVEDUMP_REFUSAL_TRACEPOINT	= 6,	/* no exceptions:page_fault_kernel, or no probe on it */
+	LIVEDUMP_REFUSAL_ENTRY_BITS	= 7,	/* somebody uses the page-table bits for marks */
+	LIVEDUMP_REFUSAL_STACKS		= 8,	/* kernel stacks lie in the direct map */
+	LIVEDUMP_REFUSAL_LAYOUT		= 9,	/* RAM, per-CPU areas or idle tasks not as known */
+	LIVEDUMP_REFUSAL_VMCOREINFO	= 10,	/* the kernel has none */
+	LIVEDUMP_REFUSAL_TSC		= 11,	/* no time stamp counter */
+	LIVEDUMP_REFUSAL_MEMORY		= 12,	/* ENOMEM: too little for reserve and bookkeeping */
 };
 
 /*
  * livedump_prepare.flags.  KEEP: pages stay readable until the thaw, through
  * /dev/livedump-vmcore, also those that NEXT has handed out.  Their copies are not given
  * back to the reserve, so it must hold every page written while frozen.
+ *
+ * ACK: a page that NEXT has handed out is not done with before the owner acknowledges it
+ * (LIVEDUMP_IOC_ACK), once it is where it outlives the owner.  After a TAKEOVER all pages that
+ * were handed out and not acknowledged come again, with the content of the stop.  Until then
+ * their copies stay in the reserve, and a write to them takes a slot of it.  Not together with KEEP.
  */
 #define LIVEDUMP_PREPARE_KEEP		(1U << 0)
-#define LIVEDUMP_PREPARE_FLAGS		0x1U	/* all of them */
+#define LIVEDUMP_PREPARE_ACK		(1U << 1)
+#define LIVEDUMP_PREPARE_FLAGS		0x3U	/* all of them */
 
 /*
  * PREPARE: allocate everything, look at the page tables, register the fault hook.
  *
  * EPERM        kernel lockdown (confidentiality) forbids reading kernel memory
- * EBUSY        there is a session already
- * EOPNOTSUPP   this kernel or machine cannot be dumped (Xen PV, no tracepoint,
- *              stacks in the direct map, a page-table bit in use, ...); the
- *              reason is in the kernel log
+ * EBUSY        there is a session already, or something that must not meet one
+ * EOPNOTSUPP   this kernel or machine cannot be dumped
  * ENOMEM       not enough free memory for the reserve
+ *
+ * Of these errors refusal says which it is, and the kernel log has the details.
+ * EINVAL besides the usual: a grace without a UUID.
  */
 struct livedump_prepare {
 	__u32 size;
@@ -107,7 +140,9 @@ struct livedump_prepare {
 	__u64 overhead_bytes;	/* memory held besides the reserve */
 	__u64 prepare_ns;
 	__u64 flags;		/* in: LIVEDUMP_PREPARE_* */
-	__u64 reserved[3];
+	__u32 grace_ms;		/* in: how long a frozen session outlives its owner; 0: not at all */
+	__u32 refusal;		/* out, with an error too: enum livedump_refusal */
+	__u64 reserved[2];
 };
 
 /*
@@ -202,7 +237,46 @@ struct livedump_stats {
 	__u64 tables_joined;		/* of these, joined again by thaw */
 	__u64 thaw_ns;
 	__u64 registers_ns;		/* longest time a CPU took to save its registers: in rendezvous_ns */
-	__u64 reserved[7];
+	__u64 pages_acked;
+	__u64 reserved[6];
+};
+
+/*
+ * TAKEOVER: makes the caller's file the owner of a frozen session whose owner is gone.
+ * The deadline goes on; a new grace begins when this owner goes too.
+ *
+ * EINVAL  the file has a session
+ * ESRCH   there is no session: it ended, or there never was one
+ * ENOENT  there is one, of another UUID
+ * EBUSY   it is not frozen, or its owner lives
+ *
+ * Pages that NEXT has handed to the former owner do not come again, unless the session
+ * acknowledges (LIVEDUMP_PREPARE_ACK): then those without acknowledgement do.
+ */
+struct livedump_takeover {
+	__u32 size;
+	__u32 flags;			/* none yet */
+	__u8  uuid[16];
+	/* out */
+	__u64 deadline_ms;		/* what is left of it */
+	__u64 pages_reported;		/* to the former owners; they do not come again */
+	struct livedump_prepare prepare; /* as PREPARE and FREEZE were answered */
+	struct livedump_freeze freeze;
+	__u64 reserved[4];
+};
+
+/*
+ * ACK: these pages, handed out by NEXT, need not come again.  Any order, any thread.  Pages that were
+ * not handed out, or are acknowledged already, are passed over.
+ *
+ * EINVAL  not frozen, or PREPARE did not ask for it
+ */
+struct livedump_ack {
+	__u32 size;
+	__u32 nr_pages;			/* 1 .. LIVEDUMP_NEXT_MAX */
+	__u64 pages;			/* user address of struct livedump_page[]; pfn counts */
+	__u32 nr_acked;			/* out: how many this call made so */
+	__u32 reserved[3];
 };
 
 #define LIVEDUMP_IOC_MAGIC	0xd6
@@ -212,5 +286,7 @@ struct livedump_stats {
 #define LIVEDUMP_IOC_NEXT	_IOWR(LIVEDUMP_IOC_MAGIC, 4, struct livedump_next)
 #define LIVEDUMP_IOC_STATS	_IOWR(LIVEDUMP_IOC_MAGIC, 5, struct livedump_stats)
 #define LIVEDUMP_IOC_THAW	_IO(LIVEDUMP_IOC_MAGIC, 6)
+#define LIVEDUMP_IOC_TAKEOVER	_IOWR(LIVEDUMP_IOC_MAGIC, 7, struct livedump_takeover)
+#define LIVEDUMP_IOC_ACK	_IOWR(LIVEDUMP_IOC_MAGIC, 8, struct livedump_ack)
 
 #endif /* _UAPI_LIVEDUMP_H */

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command abi uses the module's interface in guests as nobody should: every promise of its header, then a fuzzer for
+// some time, then refusals, a reboot and a panic while memory is frozen. Afterwards the page tables and memory are as
+// they were, the module can be unloaded, and the console has nothing to say. `make test-abi` runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/test/guest"
+)
+
+// Paths in the guest.
+const (
+	guestModule       = "/opt/livedump.ko"
+	guestInstrumented = "/opt/livedump-instrumented.ko"
+	guestPGTables     = "/opt/livedump_pgtables.ko"
+	guestProgram      = "/opt/abi"
+	guestKernel       = "/opt/vmlinuz"
+)
+
+type options struct {
+	series, out, bin, only string
+	memoryMiB, cpus        int
+	seconds                uint
+	seed                   uint64
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guests in `MiB`")
+	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guests")
+	flag.UintVar(&o.seconds, "seconds", 45, "how long to fuzz")
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the fuzzer")
+	flag.StringVar(&o.out, "out", "out/abi", "`directory` for the consoles")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with test/abi, kmod/, kmod-instrumented/ and kmod-test/")
+	flag.StringVar(&o.only, "only", "", "one part: calls or panic")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	limit := 30*time.Minute + time.Duration(o.seconds)*time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	defer cancel()
+	start := time.Now()
+	if err := run(ctx, o); err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(err, cause)
+		}
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
+		fmt.Printf("test-abi: FAILED on kernel %s after %v (seed %d)\n", o.series, time.Since(start).Round(time.Second), o.seed)
+		os.Exit(1)
+	}
+	fmt.Printf("test-abi: passed on kernel %s in %v (fuzzed for %d s, seed %d)\n", o.series,
+		time.Since(start).Round(time.Second), o.seconds, o.seed)
+}
+
+func step(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+func run(ctx context.Context, o options) error {
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return err
+	}
+	t := &test{o: o, kernel: kernel}
+	if o.only != "panic" {
+		if err := t.calls(ctx); err != nil {
+			return fmt.Errorf("calls: %w", err)
+		}
+	}
+	if o.only != "calls" {
+		if err := t.panics(ctx); err != nil {
+			return fmt.Errorf("panic while frozen: %w", err)
+		}
+	}
+	return nil
+}
+
+type test struct {
+	o      options
+	kernel *guest.Kernel
+	guest  *guest.Guest
+}
+
+// boot starts a guest; name is that of its console's log.
+func (t *test) boot(ctx context.Context, name string, words []string, files ...guest.File) error {
+	module := func(dir, file string) string { return filepath.Join(t.o.bin, dir, t.kernel.Release, file) }
+	step("boot kernel %s for %s", t.kernel.Release, name)
+	if err := os.MkdirAll(t.o.out, 0o755); err != nil {
+		return err
+	}
+	var err error
+	t.guest, err = guest.Start(ctx, guest.Config{
+		Kernel: t.kernel, Dir: filepath.Join(t.o.out, name), Console: filepath.Join(t.o.out, name+".log"),
+		MemoryMiB: t.o.memoryMiB, CPUs: t.o.cpus, Append: words,
+		Files: append(files,
+			guest.File{Path: guestModule, Source: module("kmod", "livedump.ko")},
+			guest.File{Path: guestInstrumented, Source: module("kmod-instrumented", "livedump.ko")},
+			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
+			guest.File{Path: guestProgram, Source: filepath.Join(t.o.bin, "test/abi"), Mode: 0o755}),
+	})
+	return err
+}
+
+// program runs a part of the guest's program and shows what it says.
+func (t *test) program(ctx context.Context, argv ...string) error {
+	step("abi %s", strings.Join(argv, " "))
+	c := t.guest.Command(append([]string{guestProgram}, argv...)...)
+	c.Stdout, c.Stderr = os.Stdout, os.Stdout
+	return c.Run(ctx)
+}
+
+func (t *test) commands(ctx context.Context, commands ...string) error {
+	for _, c := range commands {
+		if _, err := t.guest.Run(ctx, "sh", "-c", c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// state is what abuse must leave as it was.
+type state struct {
+	tables    guest.PageTables
+	directMap string
+	freeKiB   int
+}
+
+var (
+	directMapLine = regexp.MustCompile(`(?m)^DirectMap.*$`)
+	availableLine = regexp.MustCompile(`(?m)^MemAvailable: +(\d+) kB$`)
+)
+
+// memorySlackKiB is what a kernel may need more after thousands of processes than before: slab that it has not given back.
+const memorySlackKiB = 24 << 10
+
+func (t *test) state(ctx context.Context) (s state, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := t.commands(ctx, "sync; echo 3 > /proc/sys/vm/drop_caches"); err != nil {
+		return s, err
+	}
+	if s.tables, err = t.guest.SettledPageTables(ctx); err != nil {
+		return s, err
+	}
+	meminfo, err := t.guest.ReadFile(ctx, "/proc/meminfo")
+	if err != nil {
+		return s, err
+	}
+	s.directMap = strings.Join(directMapLine.FindAllString(string(meminfo), -1), "\n")
+	m := availableLine.FindSubmatch(meminfo)
+	if m == nil || s.directMap == "" {
+		return s, fmt.Errorf("/proc/meminfo lacks lines:\n%s", meminfo)
+	}
+	s.freeKiB, err = strconv.Atoi(string(m[1]))
+	return s, err
+}
+
+func (s state) compare(after state) error {
+	var problems []error
+	if err := s.tables.Compare(after.tables, guest.StableRegions...); err != nil {
+		problems = append(problems, err)
+	}
+	if s.directMap != after.directMap {
+		problems = append(problems, fmt.Errorf("/proc/meminfo: was\n%s\nis\n%s", s.directMap, after.directMap))
+	}
+	if lost := s.freeKiB - after.freeKiB; lost > memorySlackKiB {
+		problems = append(problems, fmt.Errorf("%d KiB of memory are gone: %d were available, now %d", lost, s.freeKiB, after.freeKiB))
+	}
+	return errors.Join(problems...)
+}
+
+// calls is the guest in which everything is called.
+func (t *test) calls(ctx context.Context) (err error) {
+	// Half of memory can be taken offline.
+	if err := t.boot(ctx, "calls", []string{fmt.Sprintf("kernelcore=%dM", t.o.memoryMiB/2)}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.guest.Stop()) }()
+	if err := t.commands(ctx, "insmod "+guestPGTables, "insmod "+guestModule); err != nil {
+		return err
+	}
+	// Once through all of it first: the hotplug of memory and CPUs makes the kernel change its own tables.
+	if err := t.program(ctx, "cases"); err != nil {
+		return errors.Join(err, t.guest.CheckConsole())
+	}
+	before, err := t.state(ctx)
+	if err != nil {
+		return err
+	}
+	if err := t.program(ctx, "fuzz", strconv.FormatUint(t.o.seed, 10), strconv.FormatUint(uint64(t.o.seconds), 10)); err != nil {
+		return errors.Join(err, t.guest.CheckConsole())
+	}
+	step("compare page tables and memory")
+	after, err := t.state(ctx)
+	if err != nil {
+		return err
+	}
+	if err := before.compare(after); err != nil {
+		return errors.Join(err, t.guest.CheckConsole())
+	}
+	if err := t.commands(ctx, "rmmod livedump && [ ! -e /sys/module/livedump ]"); err != nil {
+		return err
+	}
+	if err := t.instrumented(ctx); err != nil {
+		return errors.Join(err, t.guest.CheckConsole())
+	}
+	if err := t.commands(ctx, "insmod "+guestModule, "mkdir -p /sys/kernel/security"); err != nil {
+		return err
+	}
+	return t.reboot(ctx)
+}
+
+// instrumented is what needs the module's test instruments: refusals of machines that there are not.
+func (t *test) instrumented(ctx context.Context) error {
+	if err := t.commands(ctx, "insmod "+guestInstrumented); err != nil {
+		return err
+	}
+	if err := t.program(ctx, "pretend"); err != nil {
+		return err
+	}
+	return t.commands(ctx, "rmmod livedump")
+}
+
+// reboot locks the kernel down, which cannot be undone, and restarts the machine while memory is frozen.
+func (t *test) reboot(ctx context.Context) error {
+	if err := t.program(ctx, "lockdown", "integrity"); err != nil {
+		return err
+	}
+	if err := t.hold(ctx, "600000"); err != nil {
+		return err
+	}
+	if err := t.program(ctx, "lockdown", "confidentiality"); err != nil {
+		return err
+	}
+	step("reboot while memory is frozen")
+	// The session goes on as an orphan when its owner is killed by the shutdown, as it would be.
+	if err := t.guest.Command("sh", "-c", "reboot -f").Start(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-t.guest.Exited():
+	case <-time.After(2 * time.Minute):
+		return errors.New("the guest did not restart within two minutes")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	console, err := t.guest.ConsoleLog()
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(console, "the machine goes down") {
+		return errors.New("the module was not told that the machine goes down")
+	}
+	return guest.CheckConsole(console)
+}
+
+// hold freezes memory by a process that then waits.
+func (t *test) hold(ctx context.Context, graceMS string) error {
+	c := t.guest.Command("sh", "-c", guestProgram+" hold "+graceMS+" > /tmp/hold 2>&1")
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	return t.commands(ctx, "i=0; until grep -q frozen /tmp/hold; do i=$((i+1)); [ $i -lt 600 ] || { cat /tmp/hold; exit 1; }; usleep 100000; done")
+}
+
+// crashMarker is what the crash kernel prints; the words are joined there, so that no echo of a command is taken for it.
+const crashMarker = "livedump: crash kernel is up, vmcore is there"
+
+// crashInit makes the crash kernel's init say so and end.
+const crashInit = `mkdir -p /crash/bin /crash/dev /crash/proc && cp /bin/busybox /crash/bin/busybox && cat > /crash/init <<'END'
+#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+[ -r /proc/vmcore ] && word=there
+/bin/busybox printf '\nlivedump: crash kernel %s up, vmcore is %s\n' is "$word" > /dev/ttyS0
+/bin/busybox poweroff -f
+END
+chmod 755 /crash/init && cd /crash && find . | cpio -o -H newc > /tmp/crash.cpio`
+
+// panics is the guest that panics while memory is frozen: kdump's crash kernel must come up all the same.
+func (t *test) panics(ctx context.Context) (err error) {
+	if err := t.boot(ctx, "panic", []string{"crashkernel=256M"}, guest.File{Path: guestKernel, Source: t.kernel.Image()}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.guest.Stop()) }()
+	if err := t.commands(ctx, crashInit); err != nil {
+		return err
+	}
+	if err := t.program(ctx, "crash-kernel", guestKernel, "/tmp/crash.cpio",
+		"console=ttyS0 irqpoll nr_cpus=1 reset_devices panic=-1"); err != nil {
+		return err
+	}
+	if err := t.commands(ctx, "insmod "+guestModule); err != nil {
+		return err
+	}
+	if err := t.hold(ctx, "0"); err != nil {
+		return err
+	}
+	if err := t.guest.CheckConsole(); err != nil {
+		return err
+	}
+	log, err := t.guest.ConsoleLog()
+	if err != nil {
+		return err
+	}
+	quiet := len(log)
+	step("panic while memory is frozen")
+	if err := t.guest.Command("sh", "-c", "echo c > /proc/sysrq-trigger").Start(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-t.guest.Exited():
+	case <-time.After(5 * time.Minute):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if log, err = t.guest.ConsoleLog(); err != nil {
+		return err
+	}
+	said := log[quiet:]
+	if !strings.Contains(said, crashMarker) {
+		return fmt.Errorf("the crash kernel did not come up; the console's end:\n%s", said[max(0, len(said)-3000):])
+	}
+	dying, _, _ := strings.Cut(said, "Linux version")
+	if strings.Count(dying, "Kernel panic") != 1 || strings.Contains(dying, "unable to handle") ||
+		strings.Contains(dying, "Oops") || strings.Contains(dying, "double fault") {
+		return fmt.Errorf("the panic did not go its way:\n%s", dying)
+	}
+	step("%s", crashMarker)
+	return nil
+}
