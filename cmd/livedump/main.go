@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command livedump looks at dumps: what they are, and whether they are whole.
+// Command livedump looks at dumps: what they are, and whether they are whole; and converts them.
 package main
 
 import (
@@ -42,7 +42,7 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newInspect(), newVerify(), newVersion())
+	root.AddCommand(newInspect(), newVerify(), newConvert(), newVersion())
 	return root
 }
 

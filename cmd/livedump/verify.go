@@ -5,10 +5,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"livedump.io/internal/kdump"
 )
@@ -31,7 +29,7 @@ by their page frame numbers.`,
 			}
 			defer r.Close()
 			progress := newProgress(cmd.ErrOrStderr())
-			report, err := r.Verify(cmd.Context(), kdump.VerifyOptions{Progress: progress.show})
+			report, err := r.Verify(cmd.Context(), kdump.VerifyOptions{Progress: progress.verifying})
 			progress.clear()
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
@@ -88,37 +86,4 @@ func printReport(out io.Writer, name string, r *kdump.Report) error {
 	}
 	_, err := fmt.Fprintf(out, "sha256 %s\n", r.SHA256)
 	return err
-}
-
-// progress is one line on a terminal, and nothing elsewhere.
-type progress struct {
-	out  io.Writer
-	last string
-}
-
-func newProgress(out io.Writer) *progress {
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return &progress{out: out}
-	}
-	return &progress{}
-}
-
-func (p *progress) show(v kdump.VerifyProgress) {
-	if p.out == nil || v.BytesTotal == 0 {
-		return
-	}
-	line := fmt.Sprintf("checksums %3d%%", v.Bytes*100/v.BytesTotal)
-	if v.Pages > 0 {
-		line = fmt.Sprintf("pages     %3d%%", v.Pages*100/v.PagesTotal)
-	}
-	if line != p.last {
-		p.last = line
-		fmt.Fprint(p.out, "\r", line)
-	}
-}
-
-func (p *progress) clear() {
-	if p.out != nil {
-		fmt.Fprint(p.out, "\r\033[K")
-	}
 }

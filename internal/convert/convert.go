@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package convert
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/target"
+)
+
+// Options of Run.
+type Options struct {
+	Codec kdump.Codec
+	Level int // of the codec
+	// DumpLevel, if it is more than the source's, leaves out classes of pages, makedumpfile's bits.
+	DumpLevel int
+	// Workers compress at once. 0: GOMAXPROCS.
+	Workers int
+	// Verify reads the result back and compares it with what was meant to be written.
+	Verify bool
+	// Progress, if not nil, is given the Writer's progress to ask for.
+	Progress func(ask func() kdump.Progress)
+}
+
+// keep says whether pages of a class belong into a dump of the level.
+func keep(level int, c kdump.Class, zero bool) bool {
+	const zeros, cache, cachePrivate, user, free = 1, 2, 4, 8, 16
+	if zero && level&zeros != 0 {
+		return false
+	}
+	switch c {
+	case kdump.ClassCache:
+		return level&(cache|cachePrivate) == 0
+	case kdump.ClassCachePrivate:
+		return level&cachePrivate == 0
+	case kdump.ClassUser, kdump.ClassHugetlb:
+		return level&user == 0
+	case kdump.ClassFree:
+		return level&free == 0
+	}
+	return true
+}
+
+var zeroPage [kdump.PageSize]byte
+
+// Run writes the source's pages as a kdump-compressed dump to the file path.
+func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summary, err error) {
+	if o.Workers == 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	meta := s.Meta
+	level := meta.DumpLevel | o.DumpLevel
+	filter := level != meta.DumpLevel
+	if filter {
+		if meta.Pages, err = s.countKept(ctx, o.Workers, level); err != nil {
+			return sum, err
+		}
+		meta.DumpLevel = level
+	}
+	room, err := kdump.MaxSize(meta.MaxPFN, meta.Pages, len(meta.Notes))
+	if err != nil {
+		return sum, err
+	}
+	out, err := target.CreateFile(path, room+16*int64(s.Lost)+kdump.PageSize, false)
+	if err != nil {
+		return sum, err
+	}
+	w, err := kdump.NewWriter(out, meta, kdump.Options{Codec: o.Codec, Level: o.Level, Workers: o.Workers, NoReadBack: !o.Verify})
+	if err != nil {
+		return sum, errors.Join(err, out.Discard())
+	}
+	if o.Progress != nil {
+		o.Progress(w.Progress)
+	}
+	add := w.Add
+	if filter {
+		add = func(refs []kdump.PageRef, data []byte) error { return addKept(w, level, refs, data) }
+	}
+	if err = s.each(ctx, o.Workers, add); err == nil {
+		sum, err = w.Finish(ctx)
+	}
+	if err != nil {
+		return sum, errors.Join(err, w.Abort(err), out.Discard())
+	}
+	return sum, out.Commit(int64(sum.Bytes))
+}
+
+// countKept is how many pages will be in the dump, lost ones included.
+func (s *Source) countKept(ctx context.Context, workers, level int) (uint64, error) {
+	if s.count != nil {
+		n, err := s.count(func(c kdump.Class, zero bool) bool { return keep(level, c, zero) })
+		return n + s.Lost, err
+	}
+	if level&^(s.Meta.DumpLevel|1) != 0 {
+		return 0, fmt.Errorf("dump level %d: the classes of pages of this %s are not known, so that only level 1 (no zero pages) can be added",
+			level, s.Format)
+	}
+	var n atomic.Uint64
+	err := s.each(ctx, workers, func(refs []kdump.PageRef, data []byte) error {
+		for i := range refs {
+			if !bytes.Equal(data[i*kdump.PageSize:][:kdump.PageSize], zeroPage[:]) {
+				n.Add(1)
+			}
+		}
+		return nil
+	})
+	return n.Load(), err
+}
+
+// addKept adds the pages that stay, as many at a time as lie side by side.
+func addKept(w *kdump.Writer, level int, refs []kdump.PageRef, data []byte) error {
+	for start := 0; start < len(refs); {
+		end := start
+		for end < len(refs) {
+			p := &refs[end]
+			page := data[end*kdump.PageSize:][:kdump.PageSize]
+			if p.Flags&kdump.PageLost == 0 && !keep(level, p.Class, bytes.Equal(page, zeroPage[:])) {
+				break
+			}
+			end++
+		}
+		if start < end {
+			if err := w.Add(refs[start:end], data[start*kdump.PageSize:end*kdump.PageSize]); err != nil {
+				return err
+			}
+		}
+		start = end + 1
+	}
+	return nil
+}

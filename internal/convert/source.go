@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package convert makes a dump of another: in another format or compression, or with fewer pages.
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"livedump.io/internal/elfcore"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/kernelmem"
+)
+
+// Source is a dump to read.
+type Source struct {
+	// Meta is what the dump says besides its pages. Meta.Pages counts all of them.
+	Meta kdump.Meta
+	// Lost pages, of Meta.Pages.
+	Lost uint64
+	// Format is what it is, in words.
+	Format string
+
+	each  func(ctx context.Context, workers int, f func([]kdump.PageRef, []byte) error) error
+	count func(keep func(c kdump.Class, zero bool) bool) (uint64, error) // nil: the pages' classes are not known
+	read  kernelmem.PageReader
+	close func() error
+}
+
+// Open opens a dump of any format that livedump reads.
+func Open(path string) (*Source, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	var magic [4]byte
+	_, err = f.ReadAt(magic[:], 0)
+	f.Close()
+	if err == nil && string(magic[:]) == "\x7fELF" {
+		return openCore(path)
+	}
+	return openKdump(path)
+}
+
+// Close ends the use of the Source.
+func (s *Source) Close() error { return s.close() }
+
+// Memory is the kernel's memory in the dump.
+func (s *Source) Memory() (*kernelmem.Memory, error) {
+	m := &s.Meta
+	if m.VMCoreInfoBytes == 0 {
+		return nil, errors.New("the dump has no VMCOREINFO")
+	}
+	return kernelmem.New(kdump.ParseVMCoreInfo(m.Notes[m.VMCoreInfoOffset:][:m.VMCoreInfoBytes]), s.read)
+}
+
+func openCore(path string) (*Source, error) {
+	c, err := elfcore.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{Format: "ELF vmcore", read: c.ReadPage, close: c.Close}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	s.Meta = kdump.Meta{
+		MaxPFN: c.MaxPFN(), Pages: c.Pages(), RAM: c.RAM(), NrCPUs: c.NrCPUs, Notes: c.Notes,
+		VMCoreInfoOffset: c.VMCoreInfoOffset, VMCoreInfoBytes: c.VMCoreInfoBytes, FrozenAt: st.ModTime(),
+	}
+	mem, err := s.Memory()
+	if err == nil {
+		s.Meta.Utsname, err = mem.Utsname()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, c.Close()))
+	}
+	s.each = func(ctx context.Context, workers int, f func([]kdump.PageRef, []byte) error) error {
+		return c.EachPage(ctx, workers, func(first uint64, data []byte) error {
+			var refs [1024]kdump.PageRef
+			n := len(data) / kdump.PageSize
+			for i := range refs[:n] {
+				refs[i].PFN = first + uint64(i)
+			}
+			return f(refs[:n], data)
+		})
+	}
+	return s, nil
+}
+
+func openKdump(path string) (*Source, error) {
+	r, err := kdump.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	meta, err := r.Meta()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, r.Close()))
+	}
+	s := &Source{
+		Meta: meta, Format: "kdump-compressed v6", each: r.EachPage, close: r.Close,
+		read: func(pfn uint64, b []byte) error {
+			_, err := r.ReadPage(pfn, b)
+			return err
+		},
+	}
+	if rec := r.Record(); rec != nil {
+		s.count, s.Lost = r.CountPages, rec.Lost
+	}
+	return s, nil
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package elfcore reads ELF vmcores of x86-64 kernels: what /proc/vmcore is, what makedumpfile -E and
+// QEMU's dump-guest-memory write.
+package elfcore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/kdump"
+)
+
+// ErrNotCore: this is no ELF vmcore that the package reads.
+var ErrNotCore = errors.New("not an ELF vmcore")
+
+// Core is an ELF vmcore in a file. Its methods may be called from several goroutines.
+type Core struct {
+	f        *os.File
+	mem      []byte
+	segments []segment // of memory that is there, in order of page frames, without overlap
+	ram      []kdump.PFNRange
+	maxPFN   uint64
+
+	Notes            []byte
+	VMCoreInfoOffset uint64
+	VMCoreInfoBytes  uint64
+	NrCPUs           int
+}
+
+// segment is page frames that lie side by side in the file.
+type segment struct {
+	kdump.PFNRange
+	offset uint64
+}
+
+const (
+	maxPhys  = 1 << 46 // bytes
+	maxNotes = 64 << 20
+)
+
+// Open opens a vmcore.
+func Open(path string) (*Core, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the vmcore: %w", err)
+	}
+	c := &Core{f: f}
+	if err := c.read(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, c.Close()))
+	}
+	return c, nil
+}
+
+// Close ends the use of the Core.
+func (c *Core) Close() error {
+	var err error
+	if c.mem != nil {
+		err = unix.Munmap(c.mem)
+		c.mem = nil
+	}
+	return errors.Join(err, c.f.Close())
+}
+
+func (c *Core) read() error {
+	st, err := c.f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%w: not a regular file", ErrNotCore)
+	}
+	size := uint64(st.Size())
+	e, err := elf.NewFile(c.f)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotCore, err)
+	}
+	if e.Type != elf.ET_CORE || e.Machine != elf.EM_X86_64 || e.Class != elf.ELFCLASS64 {
+		return fmt.Errorf("%w: an ELF file of type %v for %v", ErrNotCore, e.Type, e.Machine)
+	}
+	for _, p := range e.Progs {
+		if p.Off > size || p.Filesz > size-p.Off {
+			return fmt.Errorf("%w: a segment of %d bytes at %d ends after the file", kdump.ErrTruncated, p.Filesz, p.Off)
+		}
+		switch p.Type {
+		case elf.PT_NOTE:
+			if p.Filesz > maxNotes-uint64(len(c.Notes)) {
+				return fmt.Errorf("%w: %d bytes of notes", ErrNotCore, p.Filesz)
+			}
+			notes, err := io.ReadAll(p.Open())
+			if err != nil {
+				return fmt.Errorf("reading the notes: %w", err)
+			}
+			c.Notes = append(c.Notes, notes...)
+		case elf.PT_LOAD:
+			if p.Paddr > maxPhys || p.Memsz > maxPhys-p.Paddr || p.Filesz > p.Memsz {
+				return fmt.Errorf("%w: a segment of %d bytes at %#x of physical memory", ErrNotCore, p.Memsz, p.Paddr)
+			}
+			c.add(p)
+		}
+	}
+	if c.maxPFN == 0 {
+		return fmt.Errorf("%w: it has no memory", ErrNotCore)
+	}
+	if err := c.order(); err != nil {
+		return err
+	}
+	if err := c.readNotes(); err != nil {
+		return err
+	}
+	c.mem, err = unix.Mmap(int(c.f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mapping the vmcore: %w", err)
+	}
+	return nil
+}
+
+// add takes the whole pages of a segment. What is not in the file is memory that was left out.
+func (c *Core) add(p *elf.Prog) {
+	first := (p.Paddr + kdump.PageSize - 1) / kdump.PageSize
+	skip := first*kdump.PageSize - p.Paddr
+	end := (p.Paddr + p.Memsz) / kdump.PageSize
+	if first < end {
+		c.ram = append(c.ram, kdump.PFNRange{Start: first, End: end})
+		c.maxPFN = max(c.maxPFN, end)
+	}
+	if end = (p.Paddr + p.Filesz) / kdump.PageSize; first < end && p.Filesz > skip {
+		c.segments = append(c.segments, segment{kdump.PFNRange{Start: first, End: end}, p.Off + skip})
+	}
+}
+
+// order sorts the segments. Those of the kernel's own text are in other segments as well.
+func (c *Core) order() error {
+	slices.SortFunc(c.segments, func(a, b segment) int { return cmp.Compare(a.Start, b.Start) })
+	kept := c.segments[:0]
+	for _, s := range c.segments {
+		if n := len(kept); n > 0 && s.Start < kept[n-1].End {
+			have := kept[n-1].End
+			if s.End <= have {
+				continue
+			}
+			s.offset += (have - s.Start) * kdump.PageSize
+			s.Start = have
+		}
+		kept = append(kept, s)
+	}
+	c.segments = kept
+	return nil
+}
+
+func (c *Core) readNotes() error {
+	notes, err := kdump.ParseNotes(c.Notes)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotCore, err)
+	}
+	for _, n := range notes {
+		switch n.Name {
+		case "CORE":
+			if n.Type == 1 { // NT_PRSTATUS
+				c.NrCPUs++
+			}
+		case "VMCOREINFO":
+			c.VMCoreInfoOffset = uint64(bytes.Index(c.Notes, n.Desc))
+			c.VMCoreInfoBytes = uint64(len(n.Desc))
+		}
+	}
+	return nil
+}
+
+// VMCoreInfo is what the kernel says of itself; nil if the vmcore does not have it.
+func (c *Core) VMCoreInfo() kdump.VMCoreInfo {
+	if c.VMCoreInfoBytes == 0 {
+		return nil
+	}
+	return kdump.ParseVMCoreInfo(c.Notes[c.VMCoreInfoOffset:][:c.VMCoreInfoBytes])
+}
+
+// RAM is where there is memory, whether it is in the file or not.
+func (c *Core) RAM() []kdump.PFNRange { return slices.Clone(c.ram) }
+
+// MaxPFN is one more than the last page frame.
+func (c *Core) MaxPFN() uint64 { return c.maxPFN }
+
+// Pages is the number of pages in the file.
+func (c *Core) Pages() (n uint64) {
+	for _, s := range c.segments {
+		n += s.End - s.Start
+	}
+	return n
+}
+
+// ReadPage reads a page into b. Errors: kdump.ErrExcluded, or of reading.
+func (c *Core) ReadPage(pfn uint64, b []byte) error {
+	i, found := slices.BinarySearchFunc(c.segments, pfn, func(s segment, pfn uint64) int {
+		if pfn < s.Start {
+			return 1
+		}
+		if pfn >= s.End {
+			return -1
+		}
+		return 0
+	})
+	if !found {
+		return fmt.Errorf("page frame %#x: %w", pfn, kdump.ErrExcluded)
+	}
+	s := c.segments[i]
+	n, err := c.f.ReadAt(b[:kdump.PageSize], int64(s.offset+(pfn-s.Start)*kdump.PageSize))
+	if n < kdump.PageSize {
+		return fmt.Errorf("page frame %#x: %w", pfn, err)
+	}
+	return nil
+}
+
+const batchPages = 256
+
+// EachPage calls f with all pages, some at a time, from as many goroutines as there are workers. The
+// pages are only valid, and must not be changed, until f returns.
+func (c *Core) EachPage(ctx context.Context, workers int, f func(first uint64, data []byte) error) error {
+	// A batch is found by its number: the segments' batches one after the other.
+	var starts []uint64
+	total := uint64(0)
+	for _, s := range c.segments {
+		starts = append(starts, total)
+		total += (s.End - s.Start + batchPages - 1) / batchPages
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Uint64
+	var running sync.WaitGroup
+	for range workers {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				n := next.Add(1) - 1
+				if n >= total {
+					return
+				}
+				i, found := slices.BinarySearch(starts, n)
+				if !found {
+					i--
+				}
+				s := c.segments[i]
+				first := s.Start + (n-starts[i])*batchPages
+				count := min(batchPages, s.End-first)
+				data := c.mem[s.offset+(first-s.Start)*kdump.PageSize:][:count*kdump.PageSize]
+				if err := guarded(func() error { return f(first, data) }); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	running.Wait()
+	return context.Cause(ctx)
+}
+
+// guarded makes an error of the fault that comes when the file is cut, or its device fails, while it is
+// mapped.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			fault, ok := r.(interface{ Addr() uintptr })
+			if !ok {
+				panic(r)
+			}
+			err = fmt.Errorf("reading the vmcore failed at address %#x of its mapping: was it changed meanwhile?", fault.Addr())
+		}
+	}()
+	return f()
+}
