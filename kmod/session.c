@@ -479,6 +479,9 @@ static int try_next(struct file *owner, struct ld_next_buf *b, struct livedump_n
 		err = -EINVAL;
 	} else if (b->pages) {
 		ld_reserve_mark_writer();
+		/* The watch's timer may be that of a CPU that has got stuck since. */
+		if (ktime_get_ns() >= s.deadline_at)
+			mod_delayed_work(watch_queue, &watch_work, 0);
 		if (atomic_inc_return(&s.next_callers) > MAX_NEXT_CALLERS)
 			err = -EUSERS;
 		else

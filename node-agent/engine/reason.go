@@ -61,6 +61,7 @@ var reasons = []struct {
 	{session.ErrStopFailed, v1alpha1.ReasonStopFailed},
 	{session.ErrReserveExhausted, v1alpha1.ReasonReserveExhausted},
 	{session.ErrDeadlineExceeded, v1alpha1.ReasonDeadlineExceeded},
+	{session.ErrMachineGoesDown, v1alpha1.ReasonNodeRebooted},
 	{session.ErrABI, v1alpha1.ReasonModuleRejected},
 
 	{kdump.ErrReadBack, v1alpha1.ReasonVerifyFailed},
@@ -97,7 +98,7 @@ func ofModule(err error) bool {
 		return true
 	}
 	for _, kind := range []error{session.ErrLockedDown, session.ErrUnsupported, session.ErrNoMemory, session.ErrStopFailed,
-		session.ErrReserveExhausted, session.ErrDeadlineExceeded} {
+		session.ErrReserveExhausted, session.ErrDeadlineExceeded, session.ErrMachineGoesDown} {
 		if errors.Is(err, kind) {
 			return true
 		}
