@@ -17,3 +17,9 @@ fuzz: ## Feed the reader of dumps and the compressor with garbage, each for FUZZ
 .PHONY: test-format
 test-format: host-packages ## Check with crash and drgn that dumps are what their readers expect
 	@go run ./test/format -kernel $(KERNEL)
+
+# Natively, on two CPUs: run it on a machine that does nothing else.
+.PHONY: bench-write
+bench-write: host-packages build-cli ## Measure the writer against makedumpfile and direct I/O (out/bench-write.json)
+	@CGO_ENABLED=0 go build -trimpath -o bin/test/ ./test/writebench
+	@bin/test/writebench -kernel $(KERNEL)
