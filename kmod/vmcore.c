@@ -41,7 +41,8 @@
 #include "compat.h"
 #include "entry.h"
 
-#define BUFFER_PAGES	16U
+#define BUFFER_PAGES	16UL
+#define HOLE_PAGES	1024UL	/* that a read looks at before it lets a thaw through */
 
 struct ld_vmcore_range {
 	unsigned long pfn, pages;
@@ -241,8 +242,27 @@ static unsigned long page_to_frame(unsigned long page)
 	return view.ranges[low].pfn + (page - view.ranges[low].first);
 }
 
-/* Fills the buffer from a page of the file on.  Pages it got, or an error if it got none. */
-static long fill(struct ld_vmcore_file *f, void *buffer, unsigned long page, unsigned long pages)
+static bool is_hole(unsigned long page)
+{
+	return page >= view.head_pages && !ld_page_is_wanted(page_to_frame(page));
+}
+
+/* How many pages of the file, from one on, are holes.  There may be far more holes than data. */
+static unsigned long count_holes(unsigned long page, unsigned long pages)
+{
+	unsigned long n = 0;
+
+	while (n < pages && is_hole(page + n))
+		n++;
+	return n;
+}
+
+/*
+ * Fills the buffer from a page of the file on, up to the next hole.  Pages it got, or an
+ * error if it got none.  *holes: instead, so many pages read as zeros; nothing was filled.
+ */
+static long fill(struct ld_vmcore_file *f, void *buffer, unsigned long page, unsigned long pages,
+		 unsigned long *holes)
 {
 	unsigned long i;
 	int got;
@@ -250,46 +270,48 @@ static long fill(struct ld_vmcore_file *f, void *buffer, unsigned long page, uns
 	got = ld_session_read_begin(&f->session);
 	if (got)
 		return got;
-	for (i = 0; i < pages; i++, page++, buffer += PAGE_SIZE) {
+	*holes = count_holes(page, min(pages, HOLE_PAGES));
+	pages = *holes ? 0 : min(pages, BUFFER_PAGES);
+	for (i = 0; i < pages && !is_hole(page); i++, page++, buffer += PAGE_SIZE) {
 		if (page < view.head_pages) {
 			memcpy(buffer, view.head + (page << PAGE_SHIFT), PAGE_SIZE);
 			continue;
 		}
 		got = ld_page_read(page_to_frame(page), buffer);
-		if (got < 0)
+		if (got <= 0)
 			break;
-		if (!got)
-			memset(buffer, 0, PAGE_SIZE);
 	}
 	ld_session_read_end();
-	return i ? i : got;
+	if (i || *holes)
+		return i;
+	return got ?: -EIO;	/* 0: a hole after all, which no page becomes */
 }
 
 static ssize_t vmcore_read(struct kiocb *iocb, struct iov_iter *to)
 {
 	struct ld_vmcore_file *f = iocb->ki_filp->private_data;
-	unsigned long room = min_t(u64, BUFFER_PAGES,
-				   PFN_UP(offset_in_page(iocb->ki_pos) + iov_iter_count(to)));
+	u64 wanted_pages = PFN_UP((u64)offset_in_page(iocb->ki_pos) + iov_iter_count(to));
 	ssize_t done = 0, err = 0;
 	void *buffer;
 
 	if (iocb->ki_pos >= f->size || !iov_iter_count(to))
 		return 0;
-	buffer = kvmalloc_array(room, PAGE_SIZE, GFP_KERNEL);
+	buffer = kvmalloc_array(min_t(u64, BUFFER_PAGES, wanted_pages), PAGE_SIZE, GFP_KERNEL);
 	if (!buffer)
 		return -ENOMEM;
 	while (iocb->ki_pos < f->size && iov_iter_count(to)) {
 		unsigned long skip = offset_in_page(iocb->ki_pos);
-		unsigned long page = iocb->ki_pos >> PAGE_SHIFT;
-		size_t want = min_t(u64, f->size - iocb->ki_pos, iov_iter_count(to)), n;
-		long got = fill(f, buffer, page, min_t(u64, room, PFN_UP(skip + want)));
+		u64 want = min_t(u64, f->size - iocb->ki_pos, iov_iter_count(to));
+		unsigned long holes;
+		size_t n;
+		long got = fill(f, buffer, iocb->ki_pos >> PAGE_SHIFT, PFN_UP(skip + want), &holes);
 
 		if (got < 0) {
 			err = got;
 			break;
 		}
-		want = min_t(size_t, want, (got << PAGE_SHIFT) - skip);
-		n = copy_to_iter(buffer + skip, want, to);
+		want = min_t(u64, want, ((u64)(got + holes) << PAGE_SHIFT) - skip);
+		n = holes ? iov_iter_zero(want, to) : copy_to_iter(buffer + skip, want, to);
 		iocb->ki_pos += n;
 		done += n;
 		if (n < want) {
@@ -320,8 +342,7 @@ static loff_t seek_kind(struct ld_vmcore_file *f, loff_t pos, bool hole)
 		err = ld_session_read_begin(&f->session);
 		if (err)
 			return err;
-		while (page < stop && hole == (page < view.head_pages ||
-					       ld_page_is_wanted(page_to_frame(page))))
+		while (page < stop && hole != is_hole(page))
 			page++;
 		ld_session_read_end();
 		if (page < stop)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command livedump-agent makes dumps of the node that it runs on: as the agent of the DaemonSet, which carries out the
-// LiveDumps of its node, or once, without Kubernetes, with "livedump-agent dump".
+// LiveDumps of its node, or once, without Kubernetes, with "livedump-agent dump". "livedump-agent freeze" only freezes
+// memory for other programs to look at.
 package main
 
 import (
@@ -17,9 +18,10 @@ var version = "dev"
 
 const usage = `usage: livedump-agent [run] [flags]             carry out the LiveDumps of this node
        livedump-agent dump --device DEVICE [flags]   make one dump, without Kubernetes
+       livedump-agent freeze [flags]          let crash, drgn and others look at frozen memory, without a dump
        livedump-agent --version
 
-"livedump-agent run --help" and "livedump-agent dump --help" list the flags.
+"livedump-agent run --help" and the like list the flags.
 `
 
 // usageError is the caller's mistake: exit status 2.
@@ -59,6 +61,8 @@ func command(args []string, out io.Writer) error {
 		return run(args, out)
 	case "dump":
 		return dump(args, out)
+	case "freeze":
+		return freeze(args, out)
 	}
 	return usageError{fmt.Errorf("unknown command %q\n%s", name, usage)}
 }

@@ -9,7 +9,7 @@ CPUS ?= 2
 # Not empty: only one dump and its judges.
 SHORT ?=
 
-.PHONY: kmod kmod-test kmod-instrumented kmod-check test-kernel test-harness judge-tools host-packages
+.PHONY: kmod kmod-test kmod-instrumented kmod-check test-kernel test-vmcore test-harness judge-tools host-packages
 host-packages: ## Install the Debian packages that build and tests need
 	@hack/install-host-packages
 
@@ -69,3 +69,8 @@ test-harness: ## Test the guest package and the judges themselves
 # Chroots with crash and drgn, and the kernel's debug information; some minutes on first use.
 judge-tools:
 	@go run ./test/judge/cmd/prepare -kernel $(KERNEL)
+
+# crash reads for some minutes in a guest without hardware support; SHORT=1 leaves it out.
+test-vmcore: kmod kmod-test build-agent ## Run makedumpfile, crash, drgn and cp on /dev/livedump-vmcore in a guest of KERNEL while it is frozen (out/vmcore)
+	@CGO_ENABLED=0 go build -trimpath -o bin/workload ./test/workload
+	@go run ./test/vmcore -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out/vmcore $(if $(SHORT),-short)

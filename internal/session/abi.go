@@ -15,6 +15,9 @@ const (
 	// MaxBatch is the most pages that one Next may ask for.
 	MaxBatch = 1024
 
+	// VMCoreDevice in /dev shows a frozen session that keeps its pages as an ELF core.
+	VMCoreDevice = "livedump-vmcore"
+
 	classSlots = 16
 
 	// Bits of abiPrepare.Flags.

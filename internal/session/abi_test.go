@@ -178,6 +178,10 @@ func TestABI(t *testing.T) {
 		t.Errorf("compared %d values, want %d", seen, len(want))
 	}
 
+	if !strings.Contains(string(headerText), `"`+VMCoreDevice+`"`) {
+		t.Errorf("the header does not name the device %s", VMCoreDevice)
+	}
+
 	// A structure, constant or ioctl added to the header must be added here too.
 	for _, line := range strings.Split(string(headerText), "\n") {
 		line = strings.TrimSpace(line)

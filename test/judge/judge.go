@@ -41,12 +41,12 @@ type Input struct {
 	Progress func(format string, args ...any)
 }
 
-// reader is one version of the readers.
-type reader struct {
-	// codename is the Debian release they are from.
-	codename string
-	crash    bool
-	drgn     bool
+// Reader is one version of the readers.
+type Reader struct {
+	// Codename is the Debian release they are from.
+	Codename string
+	// Crash and Drgn say which of them can judge.
+	Crash, Drgn bool
 }
 
 // packages are what the chroot of a reader has.
@@ -67,33 +67,33 @@ func commands(parked int, moduleFiles []string) [][2]string {
 	}...)
 }
 
-// readersFor says which readers can judge a kernel's dumps.
+// Readers says which readers can judge a kernel's dumps.
 //
 // crash 8.0.6 (Debian 13) cannot show the active tasks of a kernel without
 // machine-check support, which Debian's 6.1 cloud kernel is: it takes the stack
 // of a missing exception to be one of size zero, and gives up there, whatever the
 // dump. crash 9 (Debian 14) can.
-func readersFor(kernel *guest.Kernel) ([]reader, error) {
+func Readers(kernel *guest.Kernel) ([]Reader, error) {
 	config, err := os.ReadFile(filepath.Join(kernel.Dir, "config"))
 	if err != nil {
 		return nil, err
 	}
 	machineCheck := bytes.Contains(config, []byte("\nCONFIG_X86_MCE=y\n"))
-	return []reader{
-		{codename: "forky", crash: true, drgn: true},
-		{codename: "trixie", crash: machineCheck, drgn: true},
+	return []Reader{
+		{Codename: "forky", Crash: true, Drgn: true},
+		{Codename: "trixie", Crash: machineCheck, Drgn: true},
 	}, nil
 }
 
 // Prepare makes the chroots of the readers, which takes a minute or two on first
 // use, and fetches the kernel's debug information.
 func Prepare(ctx context.Context, kernel *guest.Kernel) error {
-	readers, err := readersFor(kernel)
+	readers, err := Readers(kernel)
 	if err != nil {
 		return err
 	}
 	for _, r := range readers {
-		if _, err := chroot(ctx, r.codename); err != nil {
+		if _, err := Chroot(ctx, r.Codename); err != nil {
 			return err
 		}
 	}
@@ -101,7 +101,8 @@ func Prepare(ctx context.Context, kernel *guest.Kernel) error {
 	return err
 }
 
-func chroot(ctx context.Context, codename string) (string, error) {
+// Chroot returns the directory with the readers of a Debian release, which is made if need be.
+func Chroot(ctx context.Context, codename string) (string, error) {
 	return guest.Hack(ctx, "debian-chroot", append([]string{codename, "judge"}, packages...)...)
 }
 
@@ -116,7 +117,7 @@ func Judge(ctx context.Context, in Input) error {
 			return err
 		}
 	}
-	readers, err := readersFor(in.Kernel)
+	readers, err := Readers(in.Kernel)
 	if err != nil {
 		return err
 	}
@@ -132,7 +133,7 @@ func Judge(ctx context.Context, in Input) error {
 	for _, r := range readers {
 		problem := judgeWith(ctx, r, in, vmlinux, texts["crash.txt"], texts["drgn.txt"])
 		if problem != nil {
-			problems = append(problems, fmt.Errorf("readers of Debian %s: %w", r.codename, problem))
+			problems = append(problems, fmt.Errorf("readers of Debian %s: %w", r.Codename, problem))
 		}
 	}
 	for name, text := range texts {
@@ -160,8 +161,8 @@ func checkMagic(dump string) error {
 	return nil
 }
 
-func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashText, drgnText io.Writer) (err error) {
-	root, err := chroot(ctx, r.codename)
+func judgeWith(ctx context.Context, r Reader, in Input, vmlinux string, crashText, drgnText io.Writer) (err error) {
+	root, err := Chroot(ctx, r.Codename)
 	if err != nil {
 		return err
 	}
@@ -181,16 +182,16 @@ func judgeWith(ctx context.Context, r reader, in Input, vmlinux string, crashTex
 		}
 	}
 	var problems []error
-	if r.crash {
-		in.Progress("crash of Debian %s reads the dump", r.codename)
+	if r.Crash {
+		in.Progress("crash of Debian %s reads the dump", r.Codename)
 		out, err := c.crash(in.Expect.ParkedTID, crashText)
 		if err == nil {
 			err = checkCrash(out, in.Expect)
 		}
 		problems = append(problems, err)
 	}
-	if r.drgn {
-		in.Progress("drgn of Debian %s reads the dump", r.codename)
+	if r.Drgn {
+		in.Progress("drgn of Debian %s reads the dump", r.Codename)
 		out, err := c.drgn(in.Expect, drgnText)
 		if err == nil {
 			err = checkDrgn(out, in.Expect)
@@ -233,13 +234,8 @@ func (c call) run(argv ...string) (string, error) {
 }
 
 func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
-	var script strings.Builder
 	list := commands(parked, c.moduleFiles)
-	for _, command := range list {
-		fmt.Fprintf(&script, "%s > /judge/io/%s\n", command[1], command[0])
-	}
-	script.WriteString("quit\n")
-	if err := os.WriteFile(filepath.Join(c.work, "commands"), []byte(script.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.work, "commands"), []byte(crashScript(list, "/judge/io")), 0o644); err != nil {
 		return crashOutput{}, err
 	}
 	version, err := c.run("crash", "--version")
@@ -250,25 +246,13 @@ func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 	fmt.Fprintf(text, "### %s\n", first)
 	session, runErr := c.run("crash", "-s", "-i", "/judge/io/commands", "/judge/vmlinux", "/judge/dump")
 	fmt.Fprint(text, session)
-	out := crashOutput{session: session}
-	into := map[string]*string{
-		"sys": &out.sys, "ps": &out.ps, "btParked": &out.btParked, "btAll": &out.btAll,
-		"btEach": &out.btEach, "mod": &out.mod, "kmem": &out.kmem, "log": &out.log,
+	out, err := readCrashOutput(session, list, func(name string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(c.work, name))
+	}, text)
+	if runErr != nil {
+		err = runErr
 	}
-	for _, command := range list {
-		b, err := os.ReadFile(filepath.Join(c.work, command[0]))
-		if err != nil {
-			if runErr == nil {
-				runErr = fmt.Errorf("crash: no output of %s: %s", command[1], strings.TrimSpace(session))
-			}
-			continue
-		}
-		if text, ok := into[command[0]]; ok {
-			*text = string(b)
-		}
-		fmt.Fprintf(text, "crash> %s\n%s\n", command[1], b)
-	}
-	return out, runErr
+	return out, err
 }
 
 func (c call) drgn(e Expectation, text io.Writer) (drgnOutput, error) {
