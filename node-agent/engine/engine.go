@@ -39,6 +39,8 @@ type Engine struct {
 	// KernelLog, if not nil, begins to listen to the kernel's log. What it returns gives the module's complaints since
 	// then, and ends listening. They hold nothing of memory.
 	KernelLog func() (complaints func() []string)
+	// ThawPatience is how long the target waits for memory to be thawed; 0 is thawPatience.
+	ThawPatience time.Duration
 	// Now is the clock.
 	Now func() time.Time
 	Log *slog.Logger
@@ -148,6 +150,8 @@ type dump struct {
 	session session.Session
 	writer  *kdump.Writer
 	frozen  time.Time // zero if memory is not frozen
+	// thawing: the thaw goes on while the target is completed; it tells its end.
+	thawing chan error
 	ram     []kdump.PFNRange
 	touched bool // block 0 of the target was written
 
@@ -198,6 +202,11 @@ func (d *dump) run(ctx context.Context) (err error) {
 	// From here on the session, if there is one, ends with this function whatever happens.
 	if d.session != nil {
 		defer func() {
+			if d.thawing != nil {
+				if err := d.thawed(<-d.thawing); err != nil {
+					d.log.Warn("after the dump was complete", "error", err)
+				}
+			}
 			if err := d.session.Close(); err != nil {
 				d.log.Warn("ending the session", "error", err)
 			}
@@ -485,15 +494,43 @@ func (d *dump) meta(f session.Frozen, n session.Notes) kdump.Meta {
 }
 
 // thaw ends the freeze and reads the statistics. With no session, or one that was not frozen, it does little.
+// thawPatience is how long the target waits for memory to be thawed. As a rule that takes a fraction of a second; while a
+// CPU is stuck the module lets every write through at once, but cannot give back its memory.
+const thawPatience = 10 * time.Second
+
+// thaw ends the session. If that takes longer than anybody should wait for, it goes on by itself, and whoever closes
+// the session waits for it.
 func (d *dump) thaw() error {
 	if d.session == nil {
 		return nil
 	}
-	wasFrozen := !d.frozen.IsZero()
-	if wasFrozen {
-		d.setStep(StepThaw)
+	if d.frozen.IsZero() {
+		return d.thawed(d.session.Thaw())
 	}
-	err := d.session.Thaw()
+	d.setStep(StepThaw)
+	// What may not be asked for while the session is being thawed.
+	if stats, err := d.session.Stats(); err == nil {
+		d.report.statistics(stats)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.session.Thaw() }()
+	patience := d.engine.ThawPatience
+	if patience == 0 {
+		patience = thawPatience
+	}
+	select {
+	case err := <-done:
+		return d.thawed(err)
+	case <-time.After(patience):
+	}
+	d.log.Warn("memory is not thawed yet: is a CPU stuck? completing the target meanwhile")
+	d.thawing = done
+	return nil
+}
+
+// thawed takes note of the end of the session.
+func (d *dump) thawed(err error) error {
+	wasFrozen := !d.frozen.IsZero()
 	if wasFrozen {
 		d.report.FrozenForNS = d.engine.Now().Sub(d.frozen).Nanoseconds()
 		d.frozen = time.Time{}

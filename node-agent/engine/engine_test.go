@@ -472,6 +472,38 @@ func TestHangingDevice(t *testing.T) {
 	}
 }
 
+// TestHangingThaw: a CPU that is stuck keeps the module from giving back its memory. The dump must not wait for it.
+func TestHangingThaw(t *testing.T) {
+	m := testMemory(2000)
+	m.HoldThaw = make(chan struct{})
+	target := newFile(t, 256<<20)
+	e := testEngine(target, m)
+	e.ThawPatience = time.Millisecond
+	done := make(chan error, 1)
+	go func() {
+		_, err := e.Dump(context.Background(), testOptions())
+		done <- err
+	}()
+	waitFor(t, "the dump to be complete while the thaw hangs", func() bool {
+		head := make([]byte, 8)
+		_, err := target.ReadAt(head, 0)
+		return err == nil && string(head) == "KDUMP   "
+	})
+	if !m.Open() || !m.Frozen() {
+		t.Error("the session was ended before it was thawed")
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("the dump ended before the thaw: %v", err)
+	default:
+	}
+	close(m.HoldThaw)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	checkEnded(t, m, true)
+}
+
 func waitFor(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)

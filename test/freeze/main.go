@@ -69,5 +69,6 @@ func run(ctx context.Context, o options) error {
 	if err := os.WriteFile(o.plot, plot(results), 0o644); err != nil {
 		return err
 	}
+	fmt.Print(results.table())
 	return results.check()
 }

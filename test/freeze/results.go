@@ -104,6 +104,33 @@ func (r Results) write(file string) error {
 	return os.WriteFile(file, append(b, '\n'), 0o644)
 }
 
+// table is the results as Markdown, level and eager side by side. Times are in milliseconds.
+func (r Results) table() string {
+	var b strings.Builder
+	b.WriteString("| RAM | CPUs | load | tasks | by level: stop | rendezvous | copies | entries | flush | entries changed | eager: stop | entries changed | ratio |\n")
+	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, run := range r.Runs {
+		if run.Method != "level" {
+			continue
+		}
+		load := "idle"
+		if run.Loaded {
+			load = "loaded"
+		}
+		fmt.Fprintf(&b, "| %d GiB | %d | %s | %d | %.2f | %.2f | %.2f | %.2f | %.2f | %d |", run.RAMMiB>>10, run.CPUs, load, run.Tasks,
+			milliseconds(run.StopNS), milliseconds(run.RendezvousNS), milliseconds(run.CopiesNS),
+			milliseconds(run.EntriesNS), milliseconds(run.FlushNS), run.Entries)
+		if eager, ok := r.find(run, run.RAMMiB, "eager"); ok {
+			fmt.Fprintf(&b, " %.1f | %d | %.0f |", milliseconds(eager.StopNS), eager.Entries,
+				float64(eager.StopNS)/float64(run.StopNS))
+		} else {
+			b.WriteString(" | | |")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
 // find returns the run of a size and method under the same conditions as another.
 func (r Results) find(like Run, ramMiB int, method string) (Run, bool) {
 	for _, run := range r.Runs {

@@ -180,7 +180,7 @@ func (m *machine) restored(ctx context.Context, before guest.PageTables) error {
 	return before.Compare(after, guest.StableRegions...)
 }
 
-// dumpStuck makes a dump of CPUs that are stuck, and ends that when all pages have been fetched.
+// dumpStuck makes a dump of CPUs that are stuck, and stay so until the dump is complete on its target.
 func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	preemptOff, interruptsOff := m.cpus-2, m.cpus-1
 	step("prepare a dump")
@@ -189,7 +189,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 		ModuleFiles: []string{filepath.Join(m.bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
 		Expect:      judge.Expectation{Churn: 20, Modules: []string{"livedump", "livedump_stuck"}},
 	}
-	d, err := m.startDump(ctx, "--pause-at", "freeze,thaw")
+	d, err := m.startDump(ctx, "--pause-at", "freeze")
 	if err != nil {
 		return in, err
 	}
@@ -220,23 +220,22 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if len(in.Expect.Active) != 2 {
 		return in, fmt.Errorf("the stuck threads are not among the guest's tasks: %v", in.Expect.Active)
 	}
-	step("freeze, and fetch all pages")
+	step("freeze, and complete the dump")
 	d.proceed()
-	if err := d.waitFor(ctx, "thaw"); err != nil {
+	if err := m.complete(ctx, d); err != nil {
 		return in, err
 	}
-	// The CPUs are stuck to the last page.
+	// The CPUs are stuck to the last byte.
 	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
 		return in, err
 	}
 	if in.Expect.After, err = judge.Observe(ctx, m.Guest); err != nil {
 		return in, err
 	}
-	step("release the CPUs, finish the dump")
+	step("release the CPUs")
 	if err := m.set(ctx, stuck+"released", "1"); err != nil {
 		return in, err
 	}
-	d.proceed()
 	r, err := d.wait(ctx)
 	if err != nil {
 		return in, err
@@ -267,6 +266,34 @@ func (m *machine) spinning(ctx context.Context, cpus string) error {
 		case <-ticker.C:
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// complete waits until the target has the header that makes it a dump, which is written last.
+func (m *machine) complete(ctx context.Context, d *dump) error {
+	f, err := os.Open(m.image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		head := make([]byte, 8)
+		if _, err := f.ReadAt(head, 0); err != nil {
+			return err
+		}
+		if string(head) == "KDUMP   " {
+			return nil
+		}
+		text, _ := d.said.read()
+		select {
+		case <-ticker.C:
+		case <-d.cmd.Exited():
+			return fmt.Errorf("the agent ended before the dump was complete: %s", text)
+		case <-ctx.Done():
+			return fmt.Errorf("the dump is not complete: %w; the agent said %s", context.Cause(ctx), text)
 		}
 	}
 }

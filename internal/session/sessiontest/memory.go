@@ -35,6 +35,8 @@ type Memory struct {
 	// NextError ends the session after NextPages pages.
 	NextError error
 	NextPages uint64
+	// HoldThaw, if not nil, keeps Thaw from returning until it is closed.
+	HoldThaw chan struct{}
 	// OnNext is called with the number of pages reported so far, before every batch.
 	OnNext func(reported uint64)
 
@@ -247,6 +249,9 @@ func (f *fake) thaw() {
 }
 
 func (f *fake) Thaw() error {
+	if f.m.HoldThaw != nil {
+		<-f.m.HoldThaw
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.m.ThawError != nil {
