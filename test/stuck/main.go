@@ -189,11 +189,11 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 		ModuleFiles: []string{filepath.Join(m.bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
 		Expect:      judge.Expectation{Churn: 20, Modules: []string{"livedump", "livedump_stuck"}},
 	}
-	d, err := m.startDump(ctx, "--pause-at", "freeze")
+	d, err := m.startDump(ctx, "--pause-at", string(engine.StepFreeze))
 	if err != nil {
 		return in, err
 	}
-	if err := d.waitFor(ctx, "freeze"); err != nil {
+	if err := d.waitFor(ctx, string(engine.StepFreeze)); err != nil {
 		return in, err
 	}
 	step("CPU %d spins with preemption off, CPU %d with interrupts off", preemptOff, interruptsOff)
