@@ -90,7 +90,7 @@ u64 ld_reserve_size(u64 limit_bytes, u64 estimate)
 	u64 want;
 
 	if (estimate) {
-		want = max_t(u64, estimate, LD_RESERVE_MIN);
+		want = round_up(max_t(u64, estimate, LD_RESERVE_MIN), BIT(LD_MAX_ORDER));
 		if (!limit)
 			limit = max_t(u64, available() / 4, LD_RESERVE_MIN);
 		return bounded(min(want, limit));

@@ -35,7 +35,7 @@ static bool reserved_are_zero(unsigned int cmd, const union ld_arg *a)
 {
 	switch (cmd) {
 	case LIVEDUMP_IOC_PREPARE:
-		return !memchr_inv(a->prepare.reserved, 0, sizeof(a->prepare.reserved));
+		return !a->prepare.reserved0;
 	case LIVEDUMP_IOC_FREEZE:
 		return !memchr_inv(a->freeze.reserved, 0, sizeof(a->freeze.reserved));
 	case LIVEDUMP_IOC_NOTES:
@@ -87,7 +87,7 @@ static long ld_ioctl(struct file *file, unsigned int cmd, unsigned long uarg)
 
 	switch (cmd) {
 	case LIVEDUMP_IOC_PREPARE:
-		err = ld_session_prepare(file, &a.prepare);
+		err = ld_session_prepare(file, &a.prepare, caller);
 		break;
 	case LIVEDUMP_IOC_FREEZE:
 		err = ld_session_freeze(file, &a.freeze, caller);
@@ -128,6 +128,7 @@ static struct miscdevice ld_misc = {
 	.name	= LIVEDUMP_DEVICE,
 	.fops	= &ld_fops,
 	.mode	= 0600,
+	.groups	= ld_sysfs_groups,
 };
 
 int ld_chardev_register(void)

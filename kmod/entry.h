@@ -21,6 +21,14 @@
 #define LEVEL_PUD	3
 
 typedef unsigned long ld_entry;
+/**
+ * typedef ld_entry_fn - called for an entry by a walk
+ * @e: the entry, by its direct-map address
+ * @v: what was read from it; it may have changed since
+ * @level: 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB
+ * @va: where what it maps begins
+ * @arg: as given to the walk
+ */
 typedef void (*ld_entry_fn)(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg);
 
 static inline unsigned int level_shift(int level)
@@ -95,35 +103,133 @@ static inline bool entry_touches(const struct ld_va_range *r, unsigned long va, 
 
 /* ---- wrprotect.c ---- */
 
-/* The entry that va goes through at its leaf, or where it ends. */
+/**
+ * ld_walk() - find the entry that an address goes through last
+ * @va: a kernel address
+ * @level: out, the entry's level
+ * @value: out, its value at one instant
+ *
+ * Context: any; takes no lock.  The caller sees to it that tables of the range are not freed.
+ * Return: the leaf that maps @va, or the entry that is not present.
+ */
 ld_entry *ld_walk(unsigned long va, int *level, ld_entry *value);
-/* untouched -> protected, if it is writable.  True: this call did it. */
+
+/**
+ * ld_protect_entry() - untouched -> protected, if the entry is writable
+ * @e: the entry
+ * @level: its level
+ *
+ * Context: any, the stop included.  No TLB is flushed.
+ * Return: true if this call did it.
+ */
 bool ld_protect_entry(ld_entry *e, int level);
-/*
- * Replaces a huge leaf by a table whose pieces carry the leaf's state.  False: no page for
- * the table.  used: the slot of the table, LD_NO_SLOT if another CPU was first.
+
+/**
+ * ld_split_leaf() - replace a huge leaf by a table whose pieces carry the leaf's state
+ * @e: the leaf's entry
+ * @v: its value
+ * @level: 2 or 3
+ * @used: NULL in the fault path; before the stop out: the slot of the table, or LD_NO_SLOT
+ *	  if another CPU was first
+ *
+ * Nothing changes in what the addresses allow.
+ *
+ * Context: any.
+ * Return: false if the reserve has no page for the table.
  */
 bool ld_split_leaf(ld_entry *e, ld_entry v, int level, u32 *used);
-/* From now on every fault makes its entry writable and nothing is saved. */
+
+/**
+ * ld_wp_grant_all() - from now on faults make entries writable and save nothing
+ *
+ * Context: process context; waits until no fault path that still protects is under way.
+ */
 void ld_wp_grant_all(void);
+
+/**
+ * ld_wp_hooked() - is the probe on the page-fault tracepoint?
+ *
+ * Return: true between a successful ld_wp_prepare() and ld_wp_unhook().
+ */
 bool ld_wp_hooked(void);
+
+/**
+ * ld_wp_unhook() - remove the probe
+ *
+ * Nothing may be protected any more.
+ *
+ * Context: process context; waits for probes that run.
+ */
 void ld_wp_unhook(void);
 
 /* ---- window.c ---- */
 
-/* Where the fault path may write the entry e, given by its direct-map address. */
+/**
+ * ld_writable() - where the fault path may write an entry
+ * @e: the entry, by its direct-map address
+ *
+ * Context: any.
+ * Return: its address in the window, if its table is mapped there; otherwise @e, for then it is
+ * hot or in a table of the reserve.
+ */
 ld_entry *ld_writable(ld_entry *e);
-int ld_window_index(unsigned long table_pfn);	/* -1: not in the window */
+
+/**
+ * ld_window_index() - look a table up in the window
+ * @table_pfn: page frame of the table
+ *
+ * Return: its place, or -1.
+ */
+int ld_window_index(unsigned long table_pfn);
+
+/**
+ * ld_window_open() - map the tables of the ranges that are protected at their leaves
+ *
+ * Context: process context, before the stop.  A window that is open is closed first.
+ * Return: 0 or -ENOMEM.
+ */
 int ld_window_open(void);
 void ld_window_close(void);
+
+/**
+ * ld_is_own() - is any of this memory written by the fault path itself?
+ * @va: where it begins
+ * @size: bytes
+ *
+ * Return: true if it overlaps with what ld_wp_add_own() was given.
+ */
 bool ld_is_own(unsigned long va, unsigned long size);
 void ld_own_release(void);
 
 /* ---- plan.c ---- */
 
+/**
+ * ld_for_each_leaf() - call a function for every present leaf of a range
+ * @r: the range
+ * @fn: the function; interrupts are off
+ * @arg: for @fn
+ */
 void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg);
+
+/**
+ * ld_add_tables() - tell every page of the tables below a table
+ * @r: only those that map any of this range
+ * @table: the table to begin with, which is not told itself
+ * @level: its level
+ * @base: the address that its first entry maps
+ * @add: takes a page frame; an error ends the walk
+ *
+ * Return: 0 or the error of @add.
+ */
 int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 		  unsigned long base, int (*add)(unsigned long pfn));
+
+/**
+ * ld_add_leaf_tables() - tell the tables of all ranges that are protected at their leaves
+ * @add: as in ld_add_tables()
+ *
+ * Return: 0 or the error of @add.
+ */
 int ld_add_leaf_tables(int (*add)(unsigned long pfn));
 void ld_plan_reset(void);
 void ld_plan_release(void);
@@ -144,8 +250,20 @@ static inline u64 ld_eager_protect(void) { return 0; }
 
 /* ---- restore.c ---- */
 
+/**
+ * ld_restore_prepare() - allocate what restoring needs, for it must not depend on free memory
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int ld_restore_prepare(void);
 void ld_restore_release(void);
+
+/**
+ * ld_count_marks() - count the entries that have one of our marks
+ *
+ * Context: process context, while nothing is protected.
+ * Return: how many; before PREPARE anything but 0 means that somebody else uses the bits.
+ */
 unsigned long ld_count_marks(void);
 
 #endif /* _LIVEDUMP_ENTRY_H */

@@ -17,6 +17,10 @@
  *   classify.c   what a page is, by its struct page as of the stop
  *   reserve.c    preallocated pages for copies and page tables
  *   blocks.c     ... which pages those are
+ *   calibrate.c  ... how many: a dry run tells
+ *   sysfs.c      /sys/class/misc/livedump
+ *   trace.c      trace events; trace.h says what they may do in the fault path
+ *   cost.c       test builds only: what a fault costs
  *   truth.c      test builds only: is every page as it was in the stop?
  *   eager.c      test builds only: the method of earlier systems, to compare with
  *
@@ -44,6 +48,8 @@ struct ld_counters {
 	atomic64_t fault_pushdowns;
 	atomic64_t fault_splits;
 	atomic64_t fault_excluded;
+	atomic64_t fault_leaves;	/* huge leaves released as a whole, all of it excluded */
+	atomic64_t fault_class[LIVEDUMP_CLASS_SLOTS];	/* pages made writable, by class */
 	atomic64_t copies;
 	atomic64_t lost;
 	atomic64_t lost_writer;		/* of these, by the writer itself */
@@ -59,7 +65,8 @@ extern struct ld_counters ld_counters;
 
 /* ---- session.c ---- */
 
-int ld_session_prepare(struct file *owner, struct livedump_prepare *arg);
+int ld_session_prepare(struct file *owner, struct livedump_prepare *arg,
+		       unsigned long caller);
 int ld_session_freeze(struct file *owner, struct livedump_freeze *arg,
 		      unsigned long caller);
 int ld_session_notes(struct file *owner, struct livedump_notes *arg);
@@ -68,6 +75,8 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg);
 int ld_session_thaw(struct file *owner);
 int ld_session_acknowledge(struct file *owner, struct livedump_ack *arg);
 int ld_session_takeover(struct file *file, struct livedump_takeover *arg);
+/* Statistics without the lock, of whatever session there is; uuid may be NULL. */
+void ld_session_peek(struct livedump_stats *st, u8 *uuid);
 void ld_session_release(struct file *owner);
 void ld_session_end_for_reboot(void);
 int ld_session_init(void);
@@ -203,7 +212,10 @@ void ld_pages_release(void);
 u64 ld_pages_overhead(void);
 bool ld_page_is_ram(unsigned long pfn);
 bool ld_class_excluded(u32 class_id);
-void ld_page_save(unsigned long pfn);
+enum ld_saved { LD_SAVED_NOTHING, LD_SAVED_COPY, LD_SAVED_LOST };
+enum ld_saved ld_page_save(unsigned long pfn);
+void ld_page_trace(unsigned long pfn, enum ld_saved saved);
+bool ld_pages_need_no_copy(unsigned long pfn, unsigned long nr);
 int ld_page_copy_in_stop(unsigned long pfn);
 void ld_page_uncover(unsigned long pfn);
 void ld_page_lose(unsigned long pfn);
@@ -284,6 +296,40 @@ u64 ld_reserve_overhead(void);
 
 u64 ld_reserve_size(u64 limit_bytes, u64 estimate);
 int ld_blocks_add(u64 want, u64 (*add)(void *page));
+
+/* ---- calibrate.c ---- */
+
+/* What a dry run has seen; all zero if there was none. */
+struct ld_calibration {
+	u64 window_ns, half_ns;		/* how long it was watched, and when in between */
+	u64 pages, half_pages;		/* pages a dump would have kept by then */
+	u64 per_second[LIVEDUMP_CLASS_SLOTS];	/* distinct pages written, left out ones too */
+	u64 stop_copies;
+	u64 stop_ns;
+	u64 estimate;			/* pages for the expected duration */
+};
+
+void ld_calibrate_reset(void);
+int ld_calibrate_observe(u64 start, u32 ms, u64 stop_ns);
+u64 ld_calibrate_estimate(u32 expected_ms);
+void ld_calibrate_get(struct ld_calibration *c);
+
+/* ---- cost.c, test builds only ---- */
+
+#ifdef LIVEDUMP_TEST
+extern bool ld_no_leaves;
+u64 ld_cost_begin(void);
+void ld_cost_end(u64 began, u32 what);
+#else
+#define ld_no_leaves	false
+static inline u64 ld_cost_begin(void) { return 0; }
+static inline void ld_cost_end(u64 began, u32 what) { }
+#endif
+
+/* ---- sysfs.c ---- */
+
+struct attribute_group;
+extern const struct attribute_group *ld_sysfs_groups[];
 
 /* ---- eager.c and truth.c, test builds only ---- */
 

@@ -51,6 +51,7 @@
 #include <asm/asm.h>
 #include "compat.h"
 #include "livedump.h"
+#include "trace.h"
 
 #define W_CLASS_MASK	0xfU
 #define W_STATE_SHIFT	4
@@ -176,36 +177,54 @@ static bool lose(unsigned long pfn)
 	if (!leave_untouched(pfn, LOST, 0, &reported) || (acks && reported))
 		return false;
 	atomic64_inc(&ld_counters.lost);
+	if (ld_reserve_is_writer())
+		atomic64_inc(&ld_counters.lost_writer);
 	return true;
 }
 
 void ld_page_lose(unsigned long pfn)
 {
-	lose(pfn);
+	if (lose(pfn))
+		trace_lost(pfn, ld_page_class(pfn));
 }
 
-/* False: the reserve is used up. */
-static bool save_to_reserve(unsigned long pfn, enum ld_use use)
+/* -ENOSPC: the reserve is used up.  1: a copy was made; 0: it was not needed. */
+static int save_to_reserve(unsigned long pfn, enum ld_use use)
 {
 	u32 slot = ld_reserve_get(use);
 	bool reported;
 
 	if (slot == LD_NO_SLOT)
-		return false;
+		return -ENOSPC;
 	if (!ld_copy_page_safe(ld_reserve_page(slot), pfn_va(pfn))) {
 		/* Not mapped, so nothing could have been dumped of it. */
 		ld_reserve_put(slot);
 		ld_page_set_class(pfn, LIVEDUMP_CLASS_UNMAPPED);
-		return true;
+		return 0;
 	}
-	if (leave_untouched(pfn, COPY, slot, &reported)) {
-		if (!reported)
-			ld_reserve_queue_copy(slot, pfn);
-		atomic64_inc(&ld_counters.copies);
-		if (use == LD_FOR_COPY)
-			atomic64_inc(&ld_counters.fault_copies);
-	} else {
+	if (!leave_untouched(pfn, COPY, slot, &reported)) {
 		ld_reserve_put(slot);
+		return 0;
+	}
+	if (!reported)
+		ld_reserve_queue_copy(slot, pfn);
+	atomic64_inc(&ld_counters.copies);
+	return 1;
+}
+
+/*
+ * May all of these pages become writable without a copy of any?  Once true it stays so:
+ * a class is set once, and no word becomes UNTOUCHED again.
+ */
+bool ld_pages_need_no_copy(unsigned long pfn, unsigned long nr)
+{
+	unsigned long end = min(pfn + nr, ld_max_pfn);
+
+	for (; pfn < end; pfn++) {
+		u32 w = (u32)atomic_read(&words[pfn]);
+
+		if (w_state(w) == UNTOUCHED && !ld_class_excluded(w & W_CLASS_MASK))
+			return false;
 	}
 	return true;
 }
@@ -214,15 +233,16 @@ static bool save_to_reserve(unsigned long pfn, enum ld_use use)
  * The page is about to become writable: keep what must be kept.  Any context.
  * Never fails; a page that can't be kept becomes LOST.
  */
-void ld_page_save(unsigned long pfn)
+enum ld_saved ld_page_save(unsigned long pfn)
 {
 	u32 w, class_id;
+	int copied;
 
 	if (pfn >= ld_max_pfn)
-		return;
+		return LD_SAVED_NOTHING;
 	w = (u32)atomic_read(&words[pfn]);
 	if (w_state(w) != UNTOUCHED)
-		return;
+		return LD_SAVED_NOTHING;
 	class_id = w & W_CLASS_MASK;
 	if (!class_id) {
 		/*
@@ -232,17 +252,31 @@ void ld_page_save(unsigned long pfn)
 		ld_page_set_class(pfn, ld_classify(pfn));
 		class_id = ld_page_class(pfn);
 	}
+	atomic64_inc(&ld_counters.fault_class[class_id]);
 	if (ld_class_excluded(class_id)) {
 		atomic64_inc(&ld_counters.fault_excluded);
-		return;
+		return LD_SAVED_NOTHING;
 	}
-	if (save_to_reserve(pfn, LD_FOR_COPY))
-		return;
+	copied = save_to_reserve(pfn, LD_FOR_COPY);
+	if (copied > 0)
+		atomic64_inc(&ld_counters.fault_copies);
+	if (copied >= 0)
+		return copied ? LD_SAVED_COPY : LD_SAVED_NOTHING;
 	if (!lose(pfn))
-		return;
-	if (ld_reserve_is_writer())
-		atomic64_inc(&ld_counters.lost_writer);
+		return LD_SAVED_NOTHING;
 	ld_session_reserve_exhausted();
+	return LD_SAVED_LOST;
+}
+
+/* Tells tracing what ld_page_save() did.  After the page is writable: see trace.h. */
+void ld_page_trace(unsigned long pfn, enum ld_saved saved)
+{
+	if (in_nmi())
+		return;
+	if (saved == LD_SAVED_COPY)
+		trace_copy(pfn, ld_page_class(pfn));
+	else if (saved == LD_SAVED_LOST)
+		trace_lost(pfn, ld_page_class(pfn));
 }
 
 /* Copies a page that is going to stay writable.  Its class is found out later. */
@@ -250,7 +284,7 @@ int ld_page_copy_in_stop(unsigned long pfn)
 {
 	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
 		return 0;
-	return save_to_reserve(pfn, LD_FOR_STOP) ? 0 : -ENOSPC;
+	return min(save_to_reserve(pfn, LD_FOR_STOP), 0);
 }
 
 /*

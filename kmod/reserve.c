@@ -51,6 +51,7 @@
  * them by one slot each.
  */
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
@@ -82,6 +83,12 @@ static u32 nr_slots, nr_emergency;
 static atomic_t nr_free, nr_free_emergency, low_free;
 static atomic_t copy_head;
 static struct ld_reserve_layout layout;
+
+#ifdef LIVEDUMP_TEST
+static bool no_emergency;
+module_param(no_emergency, bool, 0644);
+MODULE_PARM_DESC(no_emergency, "Have no emergency part (tests only)");
+#endif
 
 #define MAX_WRITERS	8
 static int writers[MAX_WRITERS];	/* thread group IDs */
@@ -424,6 +431,10 @@ static int fill_stacks(void)
 	for (i = 0; i < nr_cpu_ids + nr_node_ids + 1; i++)
 		atomic64_set(&stacks[i].head, head_pack(0, LD_NO_SLOT));
 	nr_emergency = clamp(nr_slots / 16, EMERGENCY_MIN, EMERGENCY_MAX);
+#ifdef LIVEDUMP_TEST
+	if (no_emergency)
+		nr_emergency = 0;
+#endif
 	for (i = nr_emergency; i < nr_slots; i++)
 		nr[page_to_nid(virt_to_page(slots[i].page))]++;
 	for (i = 0; i < nr_slots; i++) {

@@ -34,8 +34,10 @@
 #include <asm/tsc.h>
 #include "compat.h"
 #include "livedump.h"
+#include "trace.h"
 
 #define DEFAULT_DEADLINE_MS	(3600ULL * 1000)
+#define MAX_CALIBRATE_MS	(10 * 1000U)
 #define MAX_DEADLINE_MS		(24 * 3600ULL * 1000)
 #define MAX_GRACE_MS		(3600U * 1000)
 #define MAX_NEXT_CALLERS	32
@@ -80,6 +82,17 @@ int ld_refuse(enum livedump_refusal why, int err)
 	return err;
 }
 
+static void release_parts(void)
+{
+	ld_vmcore_release();
+	ld_wp_release();
+	ld_alias_release();
+	ld_reserve_release();
+	ld_notes_release();
+	ld_truth_release();
+	ld_pages_release();
+}
+
 /* Restores the tables and gives everything back.  Any state, any number of times. */
 static void end_session(void)
 {
@@ -89,6 +102,9 @@ static void end_session(void)
 	ld_guard_end();
 	if (s.state == LIVEDUMP_STATE_FROZEN) {
 		s.thaw_ns = ktime_get_ns() - start;
+		trace_thaw(s.thaw_ns, atomic64_read(&ld_counters.faults),
+			   atomic64_read(&ld_counters.reported),
+			   atomic64_read(&ld_counters.lost));
 		pr_info("session %pUb: thawed, %llu of %llu pages reported, %lld lost\n",
 			s.prepare.uuid, (u64)atomic64_read(&ld_counters.reported), s.to_dump,
 			(s64)atomic64_read(&ld_counters.lost));
@@ -96,13 +112,7 @@ static void end_session(void)
 	s.reserve_pages = ld_reserve_pages() ?: s.reserve_pages;
 	if (ld_reserve_pages())
 		s.reserve_low = ld_reserve_low();
-	ld_vmcore_release();
-	ld_wp_release();
-	ld_alias_release();
-	ld_reserve_release();
-	ld_notes_release();
-	ld_truth_release();
-	ld_pages_release();
+	release_parts();
 	/* With no owner there is nobody to read statistics, nor to close. */
 	if (s.state != LIVEDUMP_STATE_IDLE)
 		s.state = s.owner ? LIVEDUMP_STATE_THAWED : LIVEDUMP_STATE_IDLE;
@@ -191,13 +201,14 @@ static int check_machine(void)
 	return 0;
 }
 
-static int prepare_parts(const struct livedump_prepare *arg)
+/* estimate: pages of the reserve, by a dry run; 0: there was none. */
+static int prepare_parts(const struct livedump_prepare *arg, u64 estimate)
 {
 	int err = ld_guard_begin();
 
 	err = err ?: ld_pages_prepare(arg->exclude, arg->flags);
 	err = err ?: ld_alias_prepare();
-	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, 0));
+	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, estimate));
 	err = err ?: ld_notes_prepare();
 	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
@@ -206,71 +217,6 @@ static int prepare_parts(const struct livedump_prepare *arg)
 static bool is_zero(const u8 *p, size_t n)
 {
 	return !memchr_inv(p, 0, n);
-}
-
-int ld_session_prepare(struct file *owner, struct livedump_prepare *arg)
-{
-	struct ld_reserve_layout layout;
-	u64 start = ktime_get_ns();
-	int err;
-
-	arg->refusal = LIVEDUMP_REFUSAL_NONE;
-	if (arg->abi_version != LIVEDUMP_ABI_VERSION || arg->exclude & ~LIVEDUMP_EXCLUDE_ALL ||
-	    arg->mode > LIVEDUMP_MODE_BEST_EFFORT || arg->deadline_ms > MAX_DEADLINE_MS ||
-	    arg->flags & ~(u64)LIVEDUMP_PREPARE_FLAGS || arg->grace_ms > MAX_GRACE_MS)
-		return -EINVAL;
-	/* One holds every page until the thaw, the other lets go of it before. */
-	if (arg->flags & LIVEDUMP_PREPARE_KEEP && arg->flags & LIVEDUMP_PREPARE_ACK)
-		return -EINVAL;
-	/* What has no name can't be asked for. */
-	if (arg->grace_ms && is_zero(arg->uuid, sizeof(arg->uuid)))
-		return -EINVAL;
-
-	if (down_write_killable(&lock))
-		return -EINTR;
-	/* Where there can be no session it does not matter whether there is one. */
-	err = check_machine();
-	if (err) {
-		arg->refusal = s.refusal;
-		goto out;
-	}
-	if (s.state != LIVEDUMP_STATE_IDLE) {
-		arg->refusal = LIVEDUMP_REFUSAL_SESSION;
-		err = -EBUSY;
-		goto out;
-	}
-	memset(&s, 0, sizeof(s));
-	s.number = ++sessions;
-	s.keep = arg->flags & LIVEDUMP_PREPARE_KEEP;
-	s.owner = owner;
-	s.mode = arg->mode;
-	if (!arg->deadline_ms)
-		arg->deadline_ms = DEFAULT_DEADLINE_MS;
-	s.prepare = *arg;
-	err = prepare_parts(arg);
-	if (err) {
-		end_session();
-		s.owner = NULL;
-		s.state = LIVEDUMP_STATE_IDLE;
-		if (err == -ENOMEM)
-			s.refusal = LIVEDUMP_REFUSAL_MEMORY;
-		arg->refusal = s.refusal;
-		goto out;
-	}
-	ld_reserve_mark_writer();
-	s.state = LIVEDUMP_STATE_PREPARED;
-	arg->max_pfn = ld_max_pfn;
-	arg->ram_pages = ld_ram_pages;
-	arg->reserve_pages = ld_reserve_pages();
-	arg->overhead_bytes = ld_pages_overhead() + ld_reserve_overhead();
-	arg->prepare_ns = ktime_get_ns() - start;
-	s.prepare = *arg;
-	ld_reserve_get_layout(&layout);
-	pr_info("session %pUb: prepared, %lu pages of RAM, reserve of %llu pages in %u blocks of 2 MiB, %u of 1 GiB\n",
-		s.prepare.uuid, ld_ram_pages, ld_reserve_pages(), layout.leaves, layout.gigabytes);
-out:
-	up_write(&lock);
-	return err;
 }
 
 static int plan(void)
@@ -312,6 +258,103 @@ static const struct ld_stop_ops stop_ops = {
 	.nr_steps	= NR_STEPS,
 };
 
+/*
+ * Freezes, watches the faults for a while, restores, and prepares anew with a reserve of the
+ * size that seems to be needed.  If the machine can't be stopped now, the freeze will say so.
+ */
+static int dry_run(struct livedump_prepare *arg, unsigned long caller)
+{
+	u64 class_pages[LIVEDUMP_CLASS_SLOTS] = { 0 }, to_dump, uncovered, start;
+	struct ld_stop_times times = { 0 };
+	int err;
+
+	err = ld_stop_run(&stop_ops, caller, &times);
+	if (err)
+		return err == -EAGAIN ? 0 : err;
+	start = ktime_get_ns();
+	ld_classify_all(class_pages, &to_dump, &uncovered);
+	err = ld_calibrate_observe(start, arg->calibrate_ms, times.stop_ns);
+	ld_wp_restore();
+	ld_guard_end();
+	release_parts();
+	if (err)
+		return err;
+	/* Not what this session's mode is about. */
+	atomic_set(&s.failure, LIVEDUMP_FAILURE_NONE);
+	arg->estimate_pages = ld_calibrate_estimate(arg->expected_ms);
+	return prepare_parts(arg, arg->estimate_pages);
+}
+
+int ld_session_prepare(struct file *owner, struct livedump_prepare *arg, unsigned long caller)
+{
+	struct ld_reserve_layout layout;
+	u64 start = ktime_get_ns();
+	int err;
+
+	arg->refusal = LIVEDUMP_REFUSAL_NONE;
+	if (arg->abi_version != LIVEDUMP_ABI_VERSION || arg->exclude & ~LIVEDUMP_EXCLUDE_ALL ||
+	    arg->mode > LIVEDUMP_MODE_BEST_EFFORT || arg->deadline_ms > MAX_DEADLINE_MS ||
+	    arg->flags & ~(u64)LIVEDUMP_PREPARE_FLAGS || arg->grace_ms > MAX_GRACE_MS ||
+	    arg->calibrate_ms > MAX_CALIBRATE_MS)
+		return -EINVAL;
+	/* One holds every page until the thaw, the other lets go of it before. */
+	if (arg->flags & LIVEDUMP_PREPARE_KEEP && arg->flags & LIVEDUMP_PREPARE_ACK)
+		return -EINVAL;
+	/* What has no name can't be asked for. */
+	if (arg->grace_ms && is_zero(arg->uuid, sizeof(arg->uuid)))
+		return -EINVAL;
+
+	if (down_write_killable(&lock))
+		return -EINTR;
+	/* Where there can be no session it does not matter whether there is one. */
+	err = check_machine();
+	if (err) {
+		arg->refusal = s.refusal;
+		goto out;
+	}
+	if (s.state != LIVEDUMP_STATE_IDLE) {
+		arg->refusal = LIVEDUMP_REFUSAL_SESSION;
+		err = -EBUSY;
+		goto out;
+	}
+	memset(&s, 0, sizeof(s));
+	s.number = ++sessions;
+	s.keep = arg->flags & LIVEDUMP_PREPARE_KEEP;
+	s.owner = owner;
+	s.mode = arg->mode;
+	if (!arg->deadline_ms)
+		arg->deadline_ms = DEFAULT_DEADLINE_MS;
+	s.prepare = *arg;
+	arg->estimate_pages = 0;
+	ld_calibrate_reset();
+	err = prepare_parts(arg, 0);
+	if (!err && arg->calibrate_ms)
+		err = dry_run(arg, caller);
+	if (err) {
+		end_session();
+		s.owner = NULL;
+		s.state = LIVEDUMP_STATE_IDLE;
+		if (err == -ENOMEM)
+			s.refusal = LIVEDUMP_REFUSAL_MEMORY;
+		arg->refusal = s.refusal;
+		goto out;
+	}
+	ld_reserve_mark_writer();
+	s.state = LIVEDUMP_STATE_PREPARED;
+	arg->max_pfn = ld_max_pfn;
+	arg->ram_pages = ld_ram_pages;
+	arg->reserve_pages = ld_reserve_pages();
+	arg->overhead_bytes = ld_pages_overhead() + ld_reserve_overhead();
+	arg->prepare_ns = ktime_get_ns() - start;
+	s.prepare = *arg;
+	ld_reserve_get_layout(&layout);
+	pr_info("session %pUb: prepared, %lu pages of RAM, reserve of %llu pages in %u blocks of 2 MiB, %u of 1 GiB\n",
+		s.prepare.uuid, ld_ram_pages, ld_reserve_pages(), layout.leaves, layout.gigabytes);
+out:
+	up_write(&lock);
+	return err;
+}
+
 int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned long caller)
 {
 	u64 start;
@@ -349,6 +392,8 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 	arg->pages_to_dump = s.to_dump;
 	memcpy(arg->class_pages, s.class_pages, sizeof(s.class_pages));
 	s.freeze = *arg;
+	trace_freeze(s.times.stop_ns, ld_wp_changed(1) + ld_wp_changed(2) + ld_wp_changed(3),
+		     s.stop_copies, s.to_dump);
 	pr_info("session %pUb: frozen in %llu us, %llu entries changed, %llu pages copied in the stop, %llu to dump\n",
 		s.prepare.uuid, s.times.stop_ns / 1000,
 		ld_wp_changed(1) + ld_wp_changed(2) + ld_wp_changed(3), s.stop_copies, s.to_dump);
@@ -554,18 +599,12 @@ void ld_session_read_end(void)
 	up_read(&lock);
 }
 
-int ld_session_stats(struct file *owner, struct livedump_stats *arg)
+/* Takes no lock and follows no pointer: sysfs shows what is there, whoever holds the lock. */
+void ld_session_peek(struct livedump_stats *arg, u8 *uuid)
 {
-	u32 size = arg->size;
-
-	if (down_read_killable(&lock))
-		return -EINTR;
-	if (s.owner != owner) {
-		up_read(&lock);
-		return -EINVAL;
-	}
 	memset(arg, 0, sizeof(*arg));
-	arg->size = size;
+	if (uuid)
+		memcpy(uuid, s.prepare.uuid, sizeof(s.prepare.uuid));
 	arg->state = s.state;
 	arg->failure = atomic_read(&s.failure);
 	arg->stop_attempts = s.times.attempts;
@@ -599,8 +638,22 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg)
 	arg->thaw_ns = s.thaw_ns;
 	arg->registers_ns = s.times.registers_ns;
 	arg->pages_acked = atomic64_read(&ld_counters.acknowledged);
+}
+
+int ld_session_stats(struct file *owner, struct livedump_stats *arg)
+{
+	u32 size = arg->size;
+	int err = -EINVAL;
+
+	if (down_read_killable(&lock))
+		return -EINTR;
+	if (s.owner == owner) {
+		ld_session_peek(arg, NULL);
+		arg->size = size;
+		err = 0;
+	}
 	up_read(&lock);
-	return 0;
+	return err;
 }
 
 int ld_session_acknowledge(struct file *owner, struct livedump_ack *arg)

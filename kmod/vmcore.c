@@ -270,6 +270,8 @@ static long fill(struct ld_vmcore_file *f, void *buffer, unsigned long page, uns
 	got = ld_session_read_begin(&f->session);
 	if (got)
 		return got;
+	/* Who reads carries pages away. */
+	ld_reserve_mark_writer();
 	*holes = count_holes(page, min(pages, HOLE_PAGES));
 	pages = *holes ? 0 : min(pages, BUFFER_PAGES);
 	for (i = 0; i < pages && !is_hole(page); i++, page++, buffer += PAGE_SIZE) {

@@ -42,6 +42,7 @@
 #include <linux/tracepoint.h>
 #include "compat.h"
 #include "entry.h"
+#include "trace.h"
 
 #define PF_WRITE_PROT	3UL	/* write to a present page */
 
@@ -229,49 +230,68 @@ static void save_leaf(ld_entry *e, ld_entry v, int level)
 	unsigned long end = pfn + (level_size(level) >> PAGE_SHIFT);
 
 	for (; pfn < end; pfn++)
-		ld_page_save(pfn);
+		ld_page_trace(pfn, ld_page_save(pfn));
 	release_entry(e);
 }
 
-static void mend(unsigned long va, bool may_split)
+/* Returns what it took, LD_FAULT_*; 0 if there was nothing to be done. */
+static unsigned int mend(unsigned long va, bool may_split)
 {
 	int level = top_level();
 	ld_entry *e = entry_in(top_table(), va, level);
+	unsigned int what = 0;
 
 	for (;;) {
 		ld_entry v = READ_ONCE(*e);
 
 		if (!(v & _PAGE_PRESENT))
-			return;
+			return 0;
 		if (!is_leaf(v, level)) {
 			if (level == LEVEL_PUD && is_protected(v)) {
-				if (READ_ONCE(granting))
+				if (READ_ONCE(granting)) {
 					release_entry(e);
-				else
+				} else {
 					push_down(e, v);
+					what |= LD_FAULT_PUSHDOWN;
+				}
 				continue;
 			}
 			e = entry_in(child_table(v), va, --level);
 			continue;
 		}
 		if (!is_protected(v))
-			return;		/* not ours, or another CPU was first */
+			return 0;	/* not ours, or another CPU was first */
 		if (READ_ONCE(granting)) {
 			release_entry(e);
+			what |= LD_FAULT_THAW;
+		} else if (level == LEVEL_PMD && may_split && !ld_no_leaves &&
+			   ld_pages_need_no_copy(leaf_pfn(v, level), PT_ENTRIES)) {
+			/* If another CPU has split it meanwhile, its pieces go one by one. */
+			release_entry(e);
+			atomic64_inc(&ld_counters.fault_leaves);
+			what |= LD_FAULT_LEAF;
 		} else if (level > LEVEL_PTE) {
 			if (!may_split || !ld_split_leaf(e, v, level, NULL)) {
 				save_leaf(e, v, level);
+				what |= LD_FAULT_LEAF;
 				break;
 			}
 			atomic64_inc(&ld_counters.fault_splits);
+			what |= LD_FAULT_SPLIT;
 			continue;
 		} else {
-			ld_page_save(leaf_pfn(v, level));
+			enum ld_saved saved = ld_page_save(leaf_pfn(v, level));
+
 			release_entry(e);
+			what |= LD_FAULT_PAGE;
+			if (saved == LD_SAVED_COPY)
+				what |= LD_FAULT_COPY;
+			ld_page_trace(leaf_pfn(v, level), saved);
 		}
 		break;
 	}
 	atomic64_inc(&ld_counters.faults);
+	return what;
 }
 
 static inline bool in_va_range(const struct ld_va_range *r, unsigned long va)
@@ -287,13 +307,22 @@ static inline bool in_va_range(const struct ld_va_range *r, unsigned long va)
 static void on_page_fault(void *data, unsigned long address, struct pt_regs *regs,
 			  unsigned long error_code)
 {
+	unsigned int what = 0;
+	u64 began;
+
 	if ((error_code & PF_WRITE_PROT) != PF_WRITE_PROT)
 		return;
+	began = ld_cost_begin();
 	if (in_va_range(&ld_direct_map, address) || in_va_range(&ld_vmemmap, address) ||
 	    in_va_range(&ld_image, address))
-		mend(address, true);
+		what = mend(address, true);
 	else if (in_va_range(&ld_vmalloc, address) || in_va_range(&ld_modules, address))
-		mend(address, false);
+		what = mend(address, false);
+	if (!what)
+		return;
+	ld_cost_end(began, what);
+	if (!in_nmi())
+		trace_fault(address, what);
 }
 /* ---- set-up ---- */
 

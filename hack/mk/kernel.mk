@@ -60,6 +60,14 @@ bench-slowdown: kmod build-driver ## Measure fixed work before, during and after
 	@CGO_ENABLED=0 go build -trimpath -o bin/work ./test/slowdown/work
 	@go run ./test/slowdown -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
 
+# A guest of 2 nodes; a minute or two of which is booting.
+.PHONY: test-reserve bench-faults
+test-reserve: kmod kmod-instrumented kmod-test build-driver ## Test reserve, dry run, sysfs and trace events in a guest (out/test-reserve)
+	@go run ./test/reserve -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out
+
+bench-faults: kmod kmod-instrumented kmod-test build-driver ## Measure what a fault costs, by kind (out/bench-faults.json)
+	@go run ./test/reserve -bench -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -out out
+
 # The checks that judge others must be able to fail.
 test-harness: ## Test the guest package and the judges themselves
 	@hack/install-host-packages busybox-static

@@ -42,7 +42,10 @@ type abiPrepare struct {
 	Flags         uint64
 	GraceMS       uint32
 	Refusal       uint32
-	Reserved      [2]uint64
+	CalibrateMS   uint32
+	ExpectedMS    uint32
+	EstimatePages uint32
+	Reserved0     uint32
 }
 
 type abiFreeze struct {

@@ -28,7 +28,8 @@ var abiStructs = []struct {
 		{"ReserveBytes", "reserve_bytes"}, {"DeadlineMS", "deadline_ms"}, {"UUID", "uuid"},
 		{"MaxPFN", "max_pfn"}, {"RAMPages", "ram_pages"}, {"ReservePages", "reserve_pages"},
 		{"OverheadBytes", "overhead_bytes"}, {"PrepareNS", "prepare_ns"}, {"Flags", "flags"},
-		{"GraceMS", "grace_ms"}, {"Refusal", "refusal"}, {"Reserved", "reserved"},
+		{"GraceMS", "grace_ms"}, {"Refusal", "refusal"}, {"CalibrateMS", "calibrate_ms"},
+		{"ExpectedMS", "expected_ms"}, {"EstimatePages", "estimate_pages"}, {"Reserved0", "reserved0"},
 	}},
 	{reflect.TypeFor[abiFreeze](), "livedump_freeze", []cField{
 		{"Size", "size"}, {"NrCPUs", "nr_cpus"}, {"StopNS", "stop_ns"}, {"ClassifyNS", "classify_ns"},

@@ -82,6 +82,8 @@ func (d *Device) Prepare(o Options) (Prepared, error) {
 		// 0 would mean the module's own default.
 		a.DeadlineMS = max(1, uint64(o.Deadline.Milliseconds()))
 	}
+	a.CalibrateMS = uint32(min(o.Calibrate.Milliseconds(), math.MaxUint32))
+	a.ExpectedMS = uint32(min(o.Expected.Milliseconds(), math.MaxUint32))
 	if o.Keep {
 		a.Flags |= prepareKeep
 	}
@@ -107,6 +109,7 @@ func (a *abiPrepare) result() Prepared {
 		RAMPages:      a.RAMPages,
 		ReservePages:  a.ReservePages,
 		OverheadBytes: a.OverheadBytes,
+		EstimatePages: uint64(a.EstimatePages),
 		Took:          nanoseconds(a.PrepareNS),
 	}
 }

@@ -135,6 +135,9 @@ type Options struct {
 	// needs a UUID.
 	Grace time.Duration
 	UUID  [16]byte
+	// Calibrate freezes memory for so long within Prepare, to see how much is written, and sizes the
+	// reserve for a dump that takes Expected; 0: no such dry run. At most ten seconds.
+	Calibrate, Expected time.Duration
 	// Keep makes pages readable until the thaw through /dev/livedump-vmcore, also those that Next has
 	// handed out. The reserve must then hold every page that is written while frozen.
 	Keep bool
@@ -149,6 +152,7 @@ type Prepared struct {
 	RAMPages      uint64
 	ReservePages  uint64
 	OverheadBytes uint64 // memory held besides the reserve
+	EstimatePages uint64 // pages of the reserve that a dump likely needs; 0: there was no dry run
 	Took          time.Duration
 }
 

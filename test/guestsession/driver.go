@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"livedump.io/internal/session"
 	"livedump.io/test/guest"
 )
 
@@ -31,16 +32,14 @@ type Driver struct {
 
 // Answer is what the driver says about a step. Kind is a word for the error.
 type Answer struct {
-	Step     string `json:"step"`
-	Error    string `json:"error"`
-	Kind     string `json:"kind"`
-	Reported int    `json:"reported"`
-	Stats    struct {
-		State   uint32
-		Failure uint32
-		// Of the numbers only those that somebody asks for.
-		Faults, Copies, LostPages, ReservePages, TablesSplit, TablesJoined uint64
-	} `json:"stats"`
+	Step     string           `json:"step"`
+	Error    string           `json:"error"`
+	Kind     string           `json:"kind"`
+	Reported int              `json:"reported"`
+	Prepared session.Prepared `json:"prepared"`
+	Stats    session.Stats    `json:"stats"`
+	// FaultNS is what an ordinary page fault takes.
+	FaultNS float64 `json:"fault_ns"`
 }
 
 // Start starts a driver.

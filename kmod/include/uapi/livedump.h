@@ -142,7 +142,15 @@ struct livedump_prepare {
 	__u64 flags;		/* in: LIVEDUMP_PREPARE_* */
 	__u32 grace_ms;		/* in: how long a frozen session outlives its owner; 0: not at all */
 	__u32 refusal;		/* out, with an error too: enum livedump_refusal */
-	__u64 reserved[2];
+	/*
+	 * A dry run: memory is frozen for calibrate_ms (0: not at all, at most 10,000), the
+	 * pages written are counted, and it is thawed again, all within PREPARE.  The reserve is
+	 * made large enough for a dump of expected_ms, as far as reserve_bytes and free memory allow.
+	 */
+	__u32 calibrate_ms;	/* in */
+	__u32 expected_ms;	/* in: from FREEZE to THAW */
+	__u32 estimate_pages;	/* out: likely needed; 0: no dry run, or a CPU could not be held */
+	__u32 reserved0;
 };
 
 /*

@@ -82,6 +82,7 @@ type answer = map[string]any
 type driver struct {
 	out     *json.Encoder
 	device  *session.Device
+	buffer  *session.Buffer
 	started *exec.Cmd
 	pages   uint64
 	filled  [][]byte
@@ -163,6 +164,10 @@ func (d *driver) prepare(args []string) (answer, error) {
 			}
 		case "reserve":
 			o.ReserveBytes, err = strconv.ParseUint(value, 0, 64)
+		case "calibrate":
+			o.Calibrate, err = time.ParseDuration(value)
+		case "expected":
+			o.Expected, err = time.ParseDuration(value)
 		case "deadline":
 			o.Deadline, err = time.ParseDuration(value)
 		default:
@@ -174,6 +179,13 @@ func (d *driver) prepare(args []string) (answer, error) {
 	}
 	if err := d.open(); err != nil {
 		return nil, err
+	}
+	// Before the freeze, as the agent does: after it, new memory is a page to be kept each.
+	if d.buffer == nil {
+		var err error
+		if d.buffer, err = session.NewBuffer(256); err != nil {
+			return nil, err
+		}
 	}
 	p, err := d.device.Prepare(o)
 	return answer{"prepared": p}, err
@@ -298,11 +310,8 @@ func (d *driver) drain(args []string) (answer, error) {
 		}
 		defer target.Close()
 	}
-	b, err := session.NewBuffer(256)
-	if err != nil {
-		return nil, err
-	}
-	defer b.Free()
+	b := d.buffer
+	var err error
 	var reported, copies, lost, uncovered uint64
 	var offset int64
 	for {

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command reserve tests in a guest what the module does with its reserve: by node and CPU, the part
+// for the writer, both modes when it is used up, its limits, its size by a dry run; and what the
+// module shows of itself in sysfs and trace events. `make test-reserve` runs it.
+//
+// With -bench it measures what a fault costs, by kind, and writes OUT/bench-faults.json.
+// `make bench-faults` does that.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/test/guest"
+	"livedump.io/test/guestsession"
+)
+
+// limit is how long everything may take on a machine without hardware support for guests.
+const limit = 20 * time.Minute
+
+// Paths in the guest.
+const (
+	guestModule       = "/opt/livedump.ko"
+	guestInstrumented = "/opt/instrumented/livedump.ko"
+	guestPGTables     = "/opt/livedump_pgtables.ko"
+)
+
+type options struct {
+	series, out, bin string
+	memoryMiB, cpus  int
+	bench            bool
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`, half of it on each of two nodes")
+	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with kmod/, kmod-instrumented/, kmod-test/ and driver")
+	flag.BoolVar(&o.bench, "bench", false, "measure the cost of faults")
+	flag.Parse()
+	name := "test-reserve"
+	if o.bench {
+		name = "bench-faults"
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	defer cancel()
+	start := time.Now()
+	if err := run(ctx, o, name); err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(err, cause)
+		}
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
+		fmt.Printf("%s: FAILED on kernel %s after %v\n", name, o.series, time.Since(start).Round(time.Second))
+		os.Exit(1)
+	}
+	fmt.Printf("%s: passed on kernel %s in %v\n", name, o.series, time.Since(start).Round(time.Second))
+}
+
+// step tells what begins.
+func step(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+func run(ctx context.Context, o options, name string) (err error) {
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(o.out, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	module := func(kind, name string) string { return filepath.Join(o.bin, kind, kernel.Release, name) }
+	config := guest.Config{
+		Kernel: kernel, Dir: dir, MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Files: []guest.File{
+			{Path: guestModule, Source: module("kmod", "livedump.ko")},
+			{Path: guestInstrumented, Source: module("kmod-instrumented", "livedump.ko")},
+			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
+			{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver")},
+		},
+	}
+	if !o.bench {
+		config.ExtraArgs = twoNodes(o)
+	}
+	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	g, err := guest.Start(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.CheckConsole(), g.Stop()) }()
+	b := &bench{g: g, o: o, kernel: kernel}
+	if o.bench {
+		return b.measure(ctx)
+	}
+	return b.test(ctx)
+}
+
+// twoNodes shares memory and CPUs between two NUMA nodes.
+func twoNodes(o options) []string {
+	var args []string
+	for node := range 2 {
+		args = append(args,
+			"-object", fmt.Sprintf("memory-backend-ram,id=node%d,size=%dM", node, o.memoryMiB/2),
+			"-numa", fmt.Sprintf("node,nodeid=%d,memdev=node%d,cpus=%d-%d", node, node,
+				node*o.cpus/2, (node+1)*o.cpus/2-1))
+	}
+	return args
+}
+
+// bench is the guest, and what is asked of it.
+type bench struct {
+	g      *guest.Guest
+	o      options
+	kernel *guest.Kernel
+}
