@@ -112,7 +112,8 @@ func run(ctx context.Context, o options, name string) (err error) {
 
 // twoNodes shares memory and CPUs between two NUMA nodes.
 func twoNodes(o options) []string {
-	var args []string
+	// A socket each, or the kernel doubts the machine. QEMU adds this to its other -smp.
+	args := []string{"-smp", "sockets=2"}
 	for node := range 2 {
 		args = append(args,
 			"-object", fmt.Sprintf("memory-backend-ram,id=node%d,size=%dM", node, o.memoryMiB/2),
