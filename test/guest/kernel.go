@@ -99,6 +99,21 @@ func (k *Kernel) ModulesDir() string {
 	return filepath.Join(k.Dir, "lib/modules", k.Release)
 }
 
+// ReadHeader returns a header by its path below include. Debian keeps those that all
+// flavours share in a directory of their own.
+func (k *Kernel) ReadHeader(name string) ([]byte, error) {
+	for _, pattern := range []string{"usr/src/linux-headers-*-common*", "headers"} {
+		files, err := filepath.Glob(filepath.Join(k.Dir, pattern, "include", name))
+		if err != nil {
+			return nil, err
+		}
+		if len(files) > 0 {
+			return os.ReadFile(files[0])
+		}
+	}
+	return nil, fmt.Errorf("kernel %s has no header %s", k.Release, name)
+}
+
 // FetchVmlinux returns the path of the kernel with symbols and debug
 // information, downloading it (about 300 MB) on first use.
 func (k *Kernel) FetchVmlinux(ctx context.Context) (string, error) {

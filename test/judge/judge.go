@@ -73,15 +73,24 @@ func commands(parked int, moduleFiles []string) [][2]string {
 // machine-check support, which Debian's 6.1 cloud kernel is: it takes the stack
 // of a missing exception to be one of size zero, and gives up there, whatever the
 // dump. crash 9 (Debian 14) can.
+//
+// crash 9.0.1 asks for a member of struct module that kernel 7.2 no longer has, before it has
+// opened any dump; and drgn 0.0.31 (Debian 13) does not know that kernel's unwind tables.
+// drgn 0.3.0 (Debian 14) does.
 func Readers(kernel *guest.Kernel) ([]Reader, error) {
 	config, err := os.ReadFile(filepath.Join(kernel.Dir, "config"))
 	if err != nil {
 		return nil, err
 	}
 	machineCheck := bytes.Contains(config, []byte("\nCONFIG_X86_MCE=y\n"))
+	header, err := kernel.ReadHeader("linux/module.h")
+	if err != nil {
+		return nil, err
+	}
+	known := bytes.Contains(header, []byte("num_gpl_syms"))
 	return []Reader{
-		{Codename: "forky", Crash: true, Drgn: true},
-		{Codename: "trixie", Crash: machineCheck, Drgn: true},
+		{Codename: "forky", Crash: known, Drgn: true},
+		{Codename: "trixie", Crash: known && machineCheck, Drgn: known},
 	}, nil
 }
 

@@ -22,7 +22,10 @@ def text(string):
 
 def uptime():
     """Seconds since boot, suspend included, as of the last timekeeping update."""
-    timekeeper = prog["tk_core"].timekeeper
+    try:
+        timekeeper = prog["tk_core"].timekeeper
+    except KeyError:  # one of several now, the kernel's own first
+        timekeeper = prog["timekeeper_data"][0].timekeeper
     whole = timekeeper.xtime_sec.value_() + timekeeper.wall_to_monotonic.tv_sec.value_()
     parts = timekeeper.wall_to_monotonic.tv_nsec.value_() + timekeeper.offs_boot.value_()
     parts += timekeeper.tkr_mono.xtime_nsec.value_() >> timekeeper.tkr_mono.shift.value_()
