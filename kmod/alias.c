@@ -93,7 +93,8 @@ static void mark_hot(const struct ld_pfns *p)
 		set_bit(pfn, ld_hot);
 }
 
-static bool is_idle_task_of(unsigned long va, int cpu)
+/* What the words of a per-CPU area point to may have been freed long ago. */
+static bool __no_sanitize_address is_idle_task_of(unsigned long va, int cpu)
 {
 	const struct task_struct *t = (const struct task_struct *)va;
 	char comm[TASK_COMM_LEN];

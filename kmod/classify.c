@@ -136,6 +136,7 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 {
 	unsigned long pfn, free_until = 0;
 
+	ld_shadow_mark();
 	*to_dump = 0;
 	*uncovered = 0;
 	for (pfn = 0; pfn < ld_max_pfn; pfn++) {

@@ -15,6 +15,7 @@
  *   restore.c    ... everything as it was
  *   pages.c      one state word per page frame: saved, reported, lost
  *   classify.c   what a page is, by its struct page as of the stop
+ *   shadow.c     KASAN's own memory, in kernels that have it
  *   reserve.c    preallocated pages for copies and page tables
  *   blocks.c     ... which pages those are
  *   calibrate.c  ... how many: a dry run tells
@@ -330,6 +331,14 @@ static inline void ld_cost_end(u64 began, u32 what) { }
 
 struct attribute_group;
 extern const struct attribute_group *ld_sysfs_groups[];
+
+/* ---- shadow.c, kernels with KASAN only ---- */
+
+#ifdef CONFIG_KASAN
+void ld_shadow_mark(void);
+#else
+static inline void ld_shadow_mark(void) { }
+#endif
 
 /* ---- eager.c and truth.c, test builds only ---- */
 

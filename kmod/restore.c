@@ -22,7 +22,10 @@ struct ld_join {
 /* Allocated beforehand: restoring must not depend on free memory. */
 static struct ld_join *joins_room;
 
-/* Calls fn for every present entry of levels 3 to 1, children before their parent. */
+/*
+ * Calls fn for every entry of levels 3 to 1 that is present or has marks, children before
+ * their parent.
+ */
 static void for_each_entry(const struct ld_va_range *r, ld_entry *table, int level,
 			   unsigned long base, ld_entry_fn fn, void *arg)
 {
@@ -35,8 +38,12 @@ static void for_each_entry(const struct ld_va_range *r, ld_entry *table, int lev
 		if (!entry_touches(r, va, level))
 			continue;
 		v = READ_ONCE(table[i]);
-		if (!(v & _PAGE_PRESENT))
+		if (!(v & _PAGE_PRESENT)) {
+			/* Taken out by the kernel meanwhile; it will be back, with its marks. */
+			if (level <= LEVEL_PUD && v & E_MARKS)
+				fn(&table[i], v, level, va, arg);
 			continue;
+		}
 		if (!is_leaf(v, level)) {
 			for_each_entry(r, child_table(v), level - 1, va, fn, arg);
 			cond_resched();
@@ -135,7 +142,8 @@ static void find_joins(ld_entry *e, ld_entry v, int level, unsigned long va, voi
 	unsigned long pfn = (v & PTE_PFN_MASK) >> PAGE_SHIFT;
 	ld_entry leaf;
 
-	if (level != j->level || is_leaf(v, level) || j->n == JOINS_AT_ONCE)
+	if (level != j->level || !(v & _PAGE_PRESENT) || is_leaf(v, level) ||
+	    j->n == JOINS_AT_ONCE)
 		return;
 	if (pfn >= ld_max_pfn || !test_bit(pfn, ld_self))
 		return;		/* not a table of ours */
@@ -189,7 +197,8 @@ static void give_away_rest(ld_entry *e, ld_entry v, int level, unsigned long va,
 {
 	unsigned long pfn = (v & PTE_PFN_MASK) >> PAGE_SHIFT;
 
-	if (is_leaf(v, level) || pfn >= ld_max_pfn || !test_bit(pfn, ld_self))
+	if (!(v & _PAGE_PRESENT) || is_leaf(v, level) || pfn >= ld_max_pfn ||
+	    !test_bit(pfn, ld_self))
 		return;
 	clear_bit(pfn, ld_self);
 	ld_reserve_give_away(pfn);

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KASAN's shadow, in kernels that have it: an eighth of all memory, written by nearly
+ * every function through mappings that are not protected.  Its pages are RAM like any other
+ * and are in the dump, but as they are when they are read: they are marked as uncovered.
+ *
+ * Only the shadow of what is mapped has pages of its own; all else shares one page that
+ * nobody writes, through tables that are shared as well and are not walked.
+ */
+#include <linux/kasan.h>
+#include <linux/mm.h>
+#include <asm/kasan.h>
+#include "compat.h"
+#include "entry.h"
+
+static unsigned long shadow_of(unsigned long va)
+{
+	return (va >> KASAN_SHADOW_SCALE_SHIFT) + KASAN_SHADOW_OFFSET;
+}
+
+static void uncover(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
+{
+	unsigned long pfn = leaf_pfn(v, level);
+	unsigned long end = pfn + (level_size(level) >> PAGE_SHIFT);
+
+	for (; v & _PAGE_RW && pfn < end && ld_page_is_ram(pfn); pfn++)
+		ld_page_uncover(pfn);
+}
+
+/* After the stop, before pages are counted. */
+void ld_shadow_mark(void)
+{
+	const struct ld_va_range *r[] = { &ld_direct_map, &ld_vmalloc, &ld_modules, &ld_image };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(r); i++) {
+		struct ld_va_range shadow = {
+			.start	= round_down(shadow_of(r[i]->start), PAGE_SIZE),
+			.end	= round_up(shadow_of(r[i]->end - 1) + 1, PAGE_SIZE),
+		};
+
+		ld_for_each_leaf(&shadow, uncover, NULL);
+	}
+}
