@@ -96,7 +96,7 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 			start, offset = ip, ip-at
 			code = offset + 3
 		default:
-			ip += 1 + (ip-anchor)>>6
+			ip += 1 + (ip-anchor)>>7
 			continue
 		}
 		from := start - offset
@@ -114,9 +114,15 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 			}
 			end += 8
 		}
-		for start > anchor && from > 0 && page[start-1] == page[from-1] {
-			start--
-			from--
+		// Backwards by up to eight bytes, without a branch for each: none of them could be foreseen.
+		if from >= 8 {
+			d := load64(p, start-8) ^ load64(p, from-8)
+			start -= min(uint(bits.LeadingZeros64(d))>>3, start-anchor)
+		} else {
+			for start > anchor && from > 0 && page[start-1] == page[from-1] {
+				start--
+				from--
+			}
 		}
 		literals := start - anchor
 		if code == 1 {
@@ -133,7 +139,6 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 		if ip >= limit {
 			break
 		}
-		e.table[hash(load64(p, start+2))] = uint16(start + 2)
 		e.table[hash(load64(p, ip-2))] = uint16(ip - 2)
 	}
 	_ = rep3
@@ -145,10 +150,13 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 // copyLiterals may write, and read of the page, up to 15 bytes more than n.
 func (e *Encoder) copyLiterals(at uint, p unsafe.Pointer, from, n uint) uint {
 	to := unsafe.Pointer(&e.lits[at])
-	if n <= 16 && from <= PageSize-16 {
-		*(*[2]uint64)(to) = *(*[2]uint64)(unsafe.Add(p, from))
-	} else {
+	if from > PageSize-16 {
 		copy(unsafe.Slice((*byte)(to), n), unsafe.Slice((*byte)(unsafe.Add(p, from)), n))
+		return at + n
+	}
+	*(*[2]uint64)(to) = *(*[2]uint64)(unsafe.Add(p, from))
+	if n > 16 {
+		copy(unsafe.Slice((*byte)(to), n)[16:], unsafe.Slice((*byte)(unsafe.Add(p, from)), n)[16:])
 	}
 	return at + n
 }
@@ -156,13 +164,7 @@ func (e *Encoder) copyLiterals(at uint, p unsafe.Pointer, from, n uint) uint {
 func (e *Encoder) emit(i uint, literals, length, offset uint) {
 	s := &e.seqs[i]
 	match := length - minMatch
-	lc, mc := uint8(bits.Len16(uint16(literals)))+18, uint8(bits.Len16(uint16(match)))+35
-	if literals < uint(len(literalCode)) {
-		lc = literalCode[literals]
-	}
-	if match < uint(len(matchCode)) {
-		mc = matchCode[match]
-	}
+	lc, mc := literalCode[literals&(PageSize-1)], matchCode[match&(PageSize-1)]
 	oc := uint8(bits.Len16(uint16(offset))) - 1
 	*s = sequence{uint16(literals), uint16(match), uint16(offset), lc, mc, oc}
 	e.literalCount[lc&63]++
@@ -191,7 +193,7 @@ func (e *Encoder) appendLiterals(b, lits []byte) []byte {
 		return append(b, byte(n<<4|1<<2|literalsSame), byte(n>>4), lits[0])
 	}
 	// What the code saves at best must be worth the tree that comes with it.
-	if different > 64 && h.entropy(n)+n>>5+different>>2 >= n {
+	if different > 64 && h.entropy(n)+n>>5+different>>1 >= n {
 		return appendRaw(b, lits)
 	}
 	h.build(different)

@@ -7,7 +7,7 @@ import "math/bits"
 // Finite state entropy coding, section 4.1 of RFC 8878, from the encoder's side.
 
 const (
-	maxTableLog = 7
+	maxTableLog = 6  // more would make the tables better by little, and twice as long to build
 	maxSymbols  = 53 // of match lengths; literal lengths have 36, offsets here at most 13, weights 12
 )
 
@@ -28,12 +28,12 @@ func (t *fseTable) build(norm []int8, log uint) {
 	size := 1 << log
 	t.log = log
 	var spread [1 << maxTableLog]uint8
-	var at [maxSymbols]uint16
+	var at [64]uint16
 	high, sum := size-1, uint16(0)
 	for s, n := range norm {
-		at[s] = sum
+		at[s&63] = sum
 		if n == -1 {
-			spread[high] = uint8(s)
+			spread[high&(len(spread)-1)] = uint8(s)
 			high--
 			sum++
 		} else {
@@ -51,13 +51,13 @@ func (t *fseTable) build(norm []int8, log uint) {
 		}
 	}
 	for u := range size {
-		s := spread[u]
-		t.next[at[s]] = uint16(size + u)
+		s := spread[u&(len(spread)-1)] & 63
+		t.next[at[s]&(1<<maxTableLog-1)] = uint16(size + u)
 		at[s]++
 	}
 	total := int32(0)
 	for s, n := range norm {
-		e := &t.symbol[s]
+		e := &t.symbol[s&63]
 		switch n {
 		case 0:
 			*e = fseSymbol{}

@@ -26,9 +26,9 @@ var (
 	literalExtra = [64]uint8{16: 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 	matchExtra   = [64]uint8{32: 1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
-	// The codes of short lengths; long ones have a code for each power of two.
-	literalCode [64]uint8
-	matchCode   [128]uint8
+	// The codes of all lengths.
+	literalCode [4096]uint8
+	matchCode   [4096]uint8
 )
 
 // The distributions that a frame can name instead of spelling them out.
@@ -130,8 +130,6 @@ func (a *alphabet) choose(own *fseTable, counts []uint16, total int, b []byte) (
 	log := uint(6)
 	if total < 64 && kinds <= 16 {
 		log = 5
-	} else if total >= 256 {
-		log = 7
 	}
 	var norm [maxSymbols]int8
 	normalize(norm[:], counts, total, log)
