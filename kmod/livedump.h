@@ -76,7 +76,14 @@ int ld_session_stats(struct file *owner, struct livedump_stats *arg);
 int ld_session_thaw(struct file *owner);
 int ld_session_acknowledge(struct file *owner, struct livedump_ack *arg);
 int ld_session_takeover(struct file *file, struct livedump_takeover *arg);
-/* Statistics without the lock, of whatever session there is; uuid may be NULL. */
+
+/**
+ * ld_session_peek() - statistics of whatever session there is, or was last
+ * @st: out; the size is not set
+ * @uuid: out, or NULL
+ *
+ * Context: any that may read; takes no lock, so numbers may be of different instants.
+ */
 void ld_session_peek(struct livedump_stats *st, u8 *uuid);
 void ld_session_release(struct file *owner);
 void ld_session_end_for_reboot(void);
@@ -213,7 +220,21 @@ void ld_pages_release(void);
 u64 ld_pages_overhead(void);
 bool ld_page_is_ram(unsigned long pfn);
 bool ld_class_excluded(u32 class_id);
+/**
+ * enum ld_saved - what became of a page that had to be saved
+ * @LD_SAVED_NOTHING: nothing had to be done, or another CPU was first
+ * @LD_SAVED_COPY: this call has made the copy
+ * @LD_SAVED_LOST: the reserve is used up, and this call has lost it
+ */
 enum ld_saved { LD_SAVED_NOTHING, LD_SAVED_COPY, LD_SAVED_LOST };
+
+/**
+ * ld_page_save() - keep what must be kept of a page that is about to become writable
+ * @pfn: the page
+ *
+ * Context: any, NMI included.  The caller makes the page writable afterwards, whatever this says.
+ * Return: what this call has done.
+ */
 enum ld_saved ld_page_save(unsigned long pfn);
 void ld_page_trace(unsigned long pfn, enum ld_saved saved);
 bool ld_pages_need_no_copy(unsigned long pfn, unsigned long nr);
@@ -260,16 +281,26 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
 
 /* ---- reserve.c ---- */
 
-/* What a page of the reserve is wanted for. */
+/**
+ * enum ld_use - what a page of the reserve is wanted for
+ * @LD_FOR_STOP: a copy or a table, before or in the stop; never from the emergency part
+ * @LD_FOR_COPY: a copy, by a fault
+ * @LD_FOR_TABLE: the table that a fault splits a huge leaf into
+ */
 enum ld_use {
-	LD_FOR_STOP,	/* a copy or a table, before or in the stop */
-	LD_FOR_COPY,	/* a copy, by a fault */
-	LD_FOR_TABLE,	/* the table that a fault splits a huge leaf into */
+	LD_FOR_STOP,
+	LD_FOR_COPY,
+	LD_FOR_TABLE,
 };
 
-/* Where the reserve lies: what protecting by level costs for it. */
+/**
+ * struct ld_reserve_layout - where the reserve lies: what protecting by level costs for it
+ * @gigabytes: how many blocks of 1 GiB hold some of it
+ * @leaves: the same of 2 MiB
+ * @emergency: slots of the emergency part
+ */
 struct ld_reserve_layout {
-	u32 gigabytes, leaves;	/* how many of 1 GiB and of 2 MiB hold some of it */
+	u32 gigabytes, leaves;
 	u32 emergency;
 };
 
@@ -278,15 +309,56 @@ struct ld_reserve_layout {
 
 int ld_reserve_prepare(u64 pages);
 void ld_reserve_release(void);
-u32 ld_reserve_get(enum ld_use use);	/* LD_NO_SLOT: used up.  NMI-safe. */
+
+/**
+ * ld_reserve_get() - take a free slot
+ * @use: what for
+ *
+ * Context: any, NMI included.
+ * Return: its number, or LD_NO_SLOT if there is none for this use and context.
+ */
+u32 ld_reserve_get(enum ld_use use);
+
+/**
+ * ld_reserve_mark_writer() - the calling process carries pages away
+ *
+ * What it writes may draw on all of the emergency part, until the session ends.  There is room
+ * for eight processes.
+ *
+ * Context: process context.
+ */
 void ld_reserve_mark_writer(void);
 bool ld_reserve_is_writer(void);
 void ld_reserve_get_layout(struct ld_reserve_layout *l);
+
+/**
+ * ld_reserve_put() - give a slot back to its home
+ * @slot: from ld_reserve_get()
+ *
+ * Context: any, NMI included.
+ */
 void ld_reserve_put(u32 slot);
+
 void *ld_reserve_page(u32 slot);
 u32 ld_reserve_slot_of(unsigned long pfn);
 void ld_reserve_give_away(unsigned long pfn);
+
+/**
+ * ld_reserve_queue_copy() - a copy is complete and can be reported
+ * @slot: the slot that holds it
+ * @pfn: the page that it is a copy of
+ *
+ * Context: any, NMI included.
+ */
 void ld_reserve_queue_copy(u32 slot, unsigned long pfn);
+
+/**
+ * ld_reserve_pop_copy() - take a queued copy, to report it
+ * @pfn: out, the page that it is a copy of
+ *
+ * Context: process context.
+ * Return: the slot, which is the caller's now, or LD_NO_SLOT.
+ */
 u32 ld_reserve_pop_copy(unsigned long *pfn);
 u64 ld_reserve_pages(void);
 u64 ld_reserve_low(void);
@@ -295,19 +367,36 @@ u64 ld_reserve_overhead(void);
 
 /* ---- blocks.c ---- */
 
+/**
+ * ld_reserve_size() - how many pages the reserve should have
+ * @limit_bytes: the most that the caller wants it to be; 0: no wish
+ * @estimate: pages that a dry run has found to be needed; 0: there was none
+ *
+ * Return: pages, never more than half of what is available now.
+ */
 u64 ld_reserve_size(u64 limit_bytes, u64 estimate);
 int ld_blocks_add(u64 want, u64 (*add)(void *page));
 
 /* ---- calibrate.c ---- */
 
-/* What a dry run has seen; all zero if there was none. */
+/**
+ * struct ld_calibration - what a dry run has seen; all zero if there was none
+ * @window_ns: how long it was watched
+ * @half_ns: when in between there was a look
+ * @pages: pages that a dump would have kept by the end
+ * @half_pages: ... by the look in between
+ * @per_second: distinct pages written, by class, left out or not
+ * @stop_copies: pages copied in its stop
+ * @stop_ns: how long its stop was
+ * @estimate: pages for the expected duration
+ */
 struct ld_calibration {
-	u64 window_ns, half_ns;		/* how long it was watched, and when in between */
-	u64 pages, half_pages;		/* pages a dump would have kept by then */
-	u64 per_second[LIVEDUMP_CLASS_SLOTS];	/* distinct pages written, left out ones too */
+	u64 window_ns, half_ns;
+	u64 pages, half_pages;
+	u64 per_second[LIVEDUMP_CLASS_SLOTS];
 	u64 stop_copies;
 	u64 stop_ns;
-	u64 estimate;			/* pages for the expected duration */
+	u64 estimate;
 };
 
 void ld_calibrate_reset(void);
