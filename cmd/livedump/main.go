@@ -42,7 +42,7 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newInspect(), newVerify(), newConvert(), newVersion())
+	root.AddCommand(newInspect(), newVerify(), newConvert(), newDmesg(), newVersion())
 	return root
 }
 

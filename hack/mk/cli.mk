@@ -4,13 +4,14 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .PHONY: build-cli fuzz
-build-cli: ## Build bin/livedump (inspect, verify)
+build-cli: ## Build bin/livedump (inspect, verify, convert, dmesg)
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/livedump ./cmd/livedump
 
 # How long each fuzz target runs.
 FUZZTIME ?= 60s
-fuzz: ## Feed the reader of dumps and the compressor with garbage, each for FUZZTIME
+fuzz: ## Feed the readers of dumps and logs and the compressor with garbage, each for FUZZTIME
 	@go test ./internal/zstdpage -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	@go test ./internal/printk -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 # The readers of KERNEL's dumps on memory that QEMU dumped, without the module.
