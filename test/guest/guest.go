@@ -63,6 +63,10 @@ type Config struct {
 	// NoVMCoreInfo leaves out the device by which the guest tells QEMU where its
 	// VMCOREINFO is; Dump needs it.
 	NoVMCoreInfo bool
+	// CountInstructions makes the guest's time go by the instructions that it
+	// executes, one nanosecond each, and not by the host's clock: what is measured does
+	// not depend on what else the host does. One thread runs all CPUs then; without KVM only.
+	CountInstructions bool
 	// ExtraArgs are added to QEMU's command line.
 	ExtraArgs []string
 	// BootTimeout is how long the guest may take until it answers; 0: three minutes.
@@ -330,7 +334,10 @@ func (g *Guest) startQEMU(ctx context.Context, initramfs, sockets string) error 
 func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 	c := g.config
 	accel := "tcg,thread=multi"
-	if UsesKVM() {
+	switch {
+	case c.CountInstructions:
+		accel = "tcg,thread=single"
+	case UsesKVM():
 		accel = "kvm"
 	}
 	// panic=-1 with -no-reboot: a panic ends QEMU, and with it the test, at once.
@@ -359,6 +366,9 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		"-device", "virtserialport,chardev=port,name=" + wire.PortName,
 	}
 	args = append(args, numaArgs(c)...)
+	if c.CountInstructions {
+		args = append(args, "-icount", "shift=0")
+	}
 	if !c.NoVMCoreInfo {
 		args = append(args, "-device", "vmcoreinfo")
 	}

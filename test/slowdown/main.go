@@ -7,6 +7,9 @@
 // Frozen, it is done twice in each freeze: the first time is full of first writes
 // to pages, the second time has what stays.
 //
+// Time is counted in instructions of the guest, one nanosecond each: what else the
+// machine does at the time would hide everything otherwise. So caches play no part.
+//
 // It writes OUT/slowdown.json. All numbers are medians; a ratio says how many times
 // as long as before, and noise is the same of the slowest to the fastest quarter of
 // the runs before: a ratio that is not larger says nothing.
@@ -73,7 +76,6 @@ type result struct {
 	Kernel  string       `json:"kernel"`
 	RAMMiB  int          `json:"ram_mib"`
 	CPUs    int          `json:"cpus"`
-	KVM     bool         `json:"kvm"`
 	Runs    int          `json:"runs_before"`
 	Freezes int          `json:"freezes"`
 	Parts   []partResult `json:"parts"`
@@ -100,6 +102,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 	dir := filepath.Join(o.out, "slowdown")
 	g, err := guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		CountInstructions: true,
 		Files: []guest.File{
 			{Path: guestModule, Source: filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko")},
 			{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver"), Mode: 0o755},
@@ -129,7 +132,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 			return nil, err
 		}
 	}
-	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: o.cpus, KVM: guest.UsesKVM(), Runs: o.runs, Freezes: o.freezes}
+	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: o.cpus, Runs: o.runs, Freezes: o.freezes}
 	for _, part := range []string{"cpu", "memory", "files", "pipe", "processes", "all"} {
 		b := before[part]
 		if len(b) == 0 || len(first[part]) == 0 || len(steady[part]) == 0 || len(after[part]) == 0 {
