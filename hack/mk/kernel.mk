@@ -58,7 +58,7 @@ test-restore: kmod kmod-test build-driver build-load ## Check that nothing stays
 .PHONY: bench-slowdown
 bench-slowdown: kmod build-driver ## Measure fixed work before, during and after a freeze (out/slowdown.json)
 	@CGO_ENABLED=0 go build -trimpath -o bin/work ./test/slowdown/work
-	@go run ./test/slowdown -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+	@go run ./test/slowdown -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM))
 
 # A guest of 2 nodes; a minute or two of which is booting.
 .PHONY: test-reserve bench-faults

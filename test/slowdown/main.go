@@ -8,7 +8,8 @@
 // to pages, the second time has what stays.
 //
 // Time is counted in instructions of the guest, one nanosecond each: what else the
-// machine does at the time would hide everything otherwise. So caches play no part.
+// machine does at the time would hide everything otherwise. So caches play no part,
+// and there is one CPU: QEMU brings up a second one in this mode only after very long.
 //
 // It writes OUT/slowdown.json. All numbers are medians; a ratio says how many times
 // as long as before, and noise is the same of the slowest to the fastest quarter of
@@ -43,7 +44,7 @@ const (
 
 type options struct {
 	series, out, bin string
-	memoryMiB, cpus  int
+	memoryMiB        int
 	freezes, runs    int
 }
 
@@ -51,7 +52,6 @@ func main() {
 	o := options{}
 	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
 	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
 	flag.IntVar(&o.freezes, "freezes", 9, "freezes, and runs after a thaw")
 	flag.IntVar(&o.runs, "runs", 12, "runs before")
 	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
@@ -101,7 +101,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 	}
 	dir := filepath.Join(o.out, "slowdown")
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: 1,
 		CountInstructions: true,
 		Files: []guest.File{
 			{Path: guestModule, Source: filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko")},
@@ -132,7 +132,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 			return nil, err
 		}
 	}
-	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: o.cpus, Runs: o.runs, Freezes: o.freezes}
+	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: 1, Runs: o.runs, Freezes: o.freezes}
 	for _, part := range []string{"cpu", "memory", "files", "pipe", "processes", "all"} {
 		b := before[part]
 		if len(b) == 0 || len(first[part]) == 0 || len(steady[part]) == 0 || len(after[part]) == 0 {
