@@ -140,23 +140,22 @@ func run(ctx context.Context, o options, r *result) (err error) {
 		return err
 	}
 	b := &bench{Guest: g}
-	err = b.underLoad(ctx, func() error {
-		if err := b.tryAll(ctx, cases, o.only, r); err != nil || o.row == 0 {
-			return err
-		}
+	if err := b.underLoad(ctx, steadyLoad, func() error { return b.tryAll(ctx, cases, o.only, r) }); err != nil {
+		return err
+	}
+	if err := b.tryAll(ctx, idleCases, o.only, r); err != nil || o.row == 0 {
+		return err
+	}
+	return b.underLoad(ctx, rowLoad, func() error {
 		var err error
 		r.Row, err = b.inARow(ctx, o.row)
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return b.tryAll(ctx, idleCases, o.only, r)
 }
 
-// underLoad runs f while the steady load goes on.
-func (b *bench) underLoad(ctx context.Context, f func() error) error {
-	end, err := b.startLoad(ctx, steadyLoad...)
+// underLoad runs f while a load goes on.
+func (b *bench) underLoad(ctx context.Context, load []string, f func() error) error {
+	end, err := b.startLoad(ctx, load...)
 	if err != nil {
 		return err
 	}
