@@ -382,6 +382,7 @@ struct actor {
 
 static struct actor actors[THREADS_MAX];
 static unsigned int nr_actors;
+static pthread_barrier_t all_there;	/* they send each other signals */
 
 /* What a good caller does, mostly. */
 static void lead(struct dice *d)
@@ -434,6 +435,7 @@ static void *act(void *arg)
 	struct actor *me = arg;
 	struct dice *d = &me->d;
 
+	pthread_barrier_wait(&all_there);
 	while (!round_over) {
 		if (me->leader && !one_in(d, 4)) {
 			lead(d);
@@ -487,9 +489,11 @@ static void play(uint64_t seed)
 	nr_actors = 2 + below(&d, THREADS_MAX - 1);
 	for (i = 0; i < nr_actors; i++)
 		actors[i] = (struct actor){ .d = { roll(&d) }, .leader = !i };
+	pthread_barrier_init(&all_there, NULL, nr_actors + 1);
 	for (i = 0; i < nr_actors; i++)
 		if (pthread_create(&actors[i].thread, NULL, act, &actors[i]))
 			fail("no thread");
+	pthread_barrier_wait(&all_there);
 	while (now_ms() < until)
 		pause_shortly();
 	round_over = true;
