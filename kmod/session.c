@@ -18,6 +18,7 @@
  * over.  An orphan holds a reference to the module, for no open file does.  s.owner
  * is NULL exactly in IDLE and for an orphan.
  */
+#include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/ktime.h>
@@ -41,6 +42,7 @@
 #define MAX_DEADLINE_MS		(24 * 3600ULL * 1000)
 #define MAX_GRACE_MS		(3600U * 1000)
 #define MAX_NEXT_CALLERS	32
+#define REBOOT_PATIENCE		(30 * HZ)
 
 static DECLARE_RWSEM(lock);
 
@@ -169,8 +171,9 @@ static void watch(struct work_struct *work)
 	up_write(&lock);
 }
 
-/* A reboot takes CPUs offline, and those must not meet protected pages (guard.c). */
-void ld_session_end_for_reboot(void)
+static DECLARE_COMPLETION(ended_for_reboot);
+
+static void end_for_reboot(struct work_struct *work)
 {
 	down_write(&lock);
 	if (s.state == LIVEDUMP_STATE_PREPARED || s.state == LIVEDUMP_STATE_FROZEN) {
@@ -179,6 +182,22 @@ void ld_session_end_for_reboot(void)
 		end_session();
 	}
 	up_write(&lock);
+	complete_all(&ended_for_reboot);
+}
+
+static DECLARE_WORK(reboot_work, end_for_reboot);
+
+/*
+ * A reboot takes CPUs offline, and those must not meet protected pages (guard.c).  But a
+ * CPU that is stuck keeps memory from being thawed, and such a machine above all must be
+ * let go down.
+ */
+void ld_session_end_for_reboot(void)
+{
+	reinit_completion(&ended_for_reboot);
+	queue_work(watch_queue, &reboot_work);
+	if (!wait_for_completion_timeout(&ended_for_reboot, REBOOT_PATIENCE))
+		pr_warn("memory is still frozen; the machine goes down all the same\n");
 }
 
 static int check_machine(void)
