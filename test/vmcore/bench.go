@@ -292,6 +292,12 @@ func (b *bench) checkRestored(ctx context.Context, before state) error {
 	return nil
 }
 
+// agent makes a dump that keeps its pages.
+func (b *bench) agent(pauses string, flags ...string) []string {
+	return append([]string{guestAgent, "dump", "--device", guestTarget, "--module", guestModule, "--keep-module",
+		"--keep-pages", "--pause-at", pauses, "--report", guestReport}, flags...)
+}
+
 // frozen is an agent that makes a dump and waits at some steps.
 type frozen struct {
 	cmd    *guest.Cmd
@@ -301,9 +307,7 @@ type frozen struct {
 
 // freeze starts a dump that keeps its pages and returns when memory is frozen.
 func (b *bench) freeze(ctx context.Context, pauses string, flags ...string) (*frozen, error) {
-	argv := append([]string{guestAgent, "dump", "--device", guestTarget, "--module", guestModule, "--keep-module",
-		"--keep-pages", "--pause-at", pauses, "--report", guestReport}, flags...)
-	f := &frozen{cmd: b.guest.Command(argv...), said: &guest.Output{}}
+	f := &frozen{cmd: b.guest.Command(b.agent(pauses, flags...)...), said: &guest.Output{}}
 	f.cmd.Stdout, f.cmd.Stderr = f.said, f.said
 	f.cmd.Stdin, f.resume = io.Pipe()
 	if err := f.cmd.Start(ctx); err != nil {

@@ -91,51 +91,52 @@ func (b *bench) refused(ctx context.Context, when, message string, argv ...strin
 }
 
 // tools has all tools read the node, streams the dump, and has some read the node again.
+//
+// All of it is one script in the guest: what the host sends to a guest is written by a
+// device into buffers of the kernel, past all page tables, and would differ in the dumps.
 func (b *bench) tools(ctx context.Context) error {
 	var err error
 	b.expect = judge.Expectation{Churn: churnAllowed, ParkedTID: b.parkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"}}
+	before := b.privileges()
+	first := b.readers[0].Codename
+	for _, r := range b.readers {
+		before = append(before, b.makedumpfile(r.Codename, beforeStream))
+	}
+	before = append(before, b.cp(first, beforeStream)...)
+	before = append(before, b.probeTask(first, beforeStream))
+	for _, r := range b.readers {
+		before = append(before, b.drgn(r.Codename, beforeStream))
+		if r.Crash && !b.o.short {
+			t, err := b.crash(ctx, r.Codename, beforeStream)
+			if err != nil {
+				return err
+			}
+			before = append(before, t)
+		}
+	}
+	var after []task
+	if !b.o.short {
+		after = append(after, b.makedumpfile(first, afterStream))
+		after = append(after, b.cp(first, afterStream)...)
+		after = append(after, b.probeTask(first, afterStream))
+	}
 	if b.expect.Before, err = judge.Observe(ctx, b.guest); err != nil {
 		return err
 	}
-	step("freeze")
-	f, err := b.freeze(ctx, "Writing,Thawing", "--reserve", strconv.Itoa(reserveBytes), "--deadline", limit.String(), "--timeout", limit.String())
-	if err != nil {
-		return err
-	}
+	// The uptime is set when memory is frozen.
 	if b.expect.After, err = judge.Observe(ctx, b.guest); err != nil {
 		return err
 	}
-	if err := b.privileges(ctx); err != nil {
+	if err := b.runFrozen(ctx, before, after); err != nil {
 		return err
 	}
-	if err := b.runTools(ctx, beforeStream, b.readers); err != nil {
+	if b.expect.After, err = b.observedAt(ctx, b.expect.After.UptimeSeconds); err != nil {
 		return err
 	}
-	step("stream the dump")
-	if err := f.goOn(); err != nil {
-		return err
-	}
-	if err := f.paused(ctx, "Thawing"); err != nil {
-		return err
-	}
-	if !b.o.short {
-		if err := b.runTools(ctx, afterStream, nil); err != nil {
+	for _, t := range append(before, after...) {
+		if err := b.check(ctx, t); err != nil {
 			return err
 		}
-	}
-	step("thaw while the node is open")
-	reader, err := b.openReader(ctx)
-	if err != nil {
-		return err
-	}
-	if err := f.goOn(); err != nil {
-		return err
-	}
-	if err := f.wait(ctx); err != nil {
-		return err
-	}
-	if err := reader.read(ctx, "No data available"); err != nil {
-		return err
 	}
 	r, err := b.readReport(ctx)
 	if err != nil {
@@ -147,6 +148,16 @@ func (b *bench) tools(ctx context.Context) error {
 	step("frozen for %v: %d faults, %d copies, %d of %d pages of the reserve never used", time.Duration(r.FrozenForNS).Round(time.Second),
 		r.Faults, r.Copies, r.ReserveLow, r.ReservePages)
 	return b.copyTarget(r)
+}
+
+// observedAt is what the guest says now, as if it had said so at the given time: tasks that live
+// throughout must be in the dump.
+func (b *bench) observedAt(ctx context.Context, uptime float64) (*judge.Observation, error) {
+	o, err := judge.Observe(ctx, b.guest)
+	if err == nil {
+		o.UptimeSeconds = uptime
+	}
+	return o, err
 }
 
 // copyTarget takes the dump off the target, for the next session overwrites it.
@@ -170,54 +181,14 @@ func (b *bench) copyTarget(r *engine.Report) error {
 func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") }
 
 // privileges checks that the node's mode is not all that keeps others out.
-func (b *bench) privileges(ctx context.Context) error {
+func (b *bench) privileges() []task {
 	asNobody := chrooted(b.readers[0].Codename, "setpriv", "--reuid=65534", "--clear-groups", "cat", node)
-	if err := b.refused(ctx, "as nobody", "Permission denied", asNobody...); err != nil {
-		return err
+	return []task{
+		{name: "nobody", argv: asNobody, fails: "Permission denied"},
+		{name: "chmod-0444", argv: []string{"chmod", "0444", node}},
+		{name: "nobody-by-mode", argv: asNobody, fails: "Operation not permitted"},
+		{name: "chmod-0400", argv: []string{"chmod", "0400", node}},
 	}
-	if _, err := b.guest.Run(ctx, "chmod", "0444", node); err != nil {
-		return err
-	}
-	if err := b.refused(ctx, "as nobody, who may read the file", "Operation not permitted", asNobody...); err != nil {
-		return err
-	}
-	_, err := b.guest.Run(ctx, "chmod", "0400", node)
-	return err
-}
-
-// reader is a process that has the node open and reads it when it is told to.
-type reader struct {
-	cmd    *guest.Cmd
-	said   *guest.Output
-	resume io.WriteCloser
-}
-
-func (b *bench) openReader(ctx context.Context) (*reader, error) {
-	r := &reader{said: &guest.Output{}}
-	r.cmd = b.guest.Command("sh", "-c", "exec 8<"+node+" && dd bs=64k count=1 <&8 >/dev/null && echo opened && read line && cat <&8 >/dev/null")
-	r.cmd.Stdout, r.cmd.Stderr = r.said, r.said
-	r.cmd.Stdin, r.resume = io.Pipe()
-	if err := r.cmd.Start(ctx); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
-	_, err := r.said.Wait(ctx, r.cmd, regexp.MustCompile("(?m)^opened$"))
-	return r, err
-}
-
-// read has it read, which must fail.
-func (r *reader) read(ctx context.Context, message string) error {
-	if _, err := io.WriteString(r.resume, "\n"); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
-	var exit *guest.ExitError
-	if err := r.cmd.Wait(ctx); !errors.As(err, &exit) || !strings.Contains(r.said.String(), message) {
-		return fmt.Errorf("reading the open node after the thaw: want %q, got: %w: %s", message, err, r.said)
-	}
-	return r.resume.Close()
 }
 
 func (b *bench) readReport(ctx context.Context) (*engine.Report, error) {
@@ -242,11 +213,15 @@ type probe struct {
 }
 
 func (b *bench) probe(ctx context.Context) (probe, error) {
-	var p probe
 	out, err := b.inChroot(ctx, b.readers[0].Codename, "python3", guestTools+"/probe.py", node)
 	if err != nil {
-		return p, err
+		return probe{}, err
 	}
+	return parseProbe(out)
+}
+
+func parseProbe(out string) (probe, error) {
+	var p probe
 	if err := json.Unmarshal([]byte(out), &p); err != nil {
 		return p, fmt.Errorf("probe.py: %w: %s", err, out)
 	}

@@ -12,129 +12,110 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"livedump.io/internal/kdump"
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
 )
 
-// runTools runs the tools that write files, and those of readers that look at the machine.
-func (b *bench) runTools(ctx context.Context, when string, readers []judge.Reader) error {
-	first := b.readers[0].Codename
-	writers := []string{first}
-	for _, r := range readers[min(1, len(readers)):] {
-		writers = append(writers, r.Codename)
-	}
-	for _, release := range writers {
-		if err := b.makedumpfile(ctx, release, when); err != nil {
-			return err
-		}
-	}
-	if err := b.cp(ctx, first, when); err != nil {
-		return err
-	}
-	p, err := b.probe(ctx)
-	if err != nil {
-		return err
-	}
-	step("%d pages, %d holes", p.Pages, p.Holes)
-	if p.Errors > 0 {
-		return fmt.Errorf("%d pages could not be read, with a reserve that suffices", p.Errors)
-	}
-	for _, r := range readers {
-		if err := b.drgn(ctx, r.Codename, when); err != nil {
-			return err
-		}
-		if r.Crash && !b.o.short {
-			if err := b.crash(ctx, r.Codename, when); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+// task is a command that runs in the guest while memory is frozen.
+type task struct {
+	name string // of the file that takes what it says
+	argv []string
+	// fails is what it must say as it fails; empty: it must not fail.
+	fails string
+	// check, if not nil, judges what it said, after the thaw.
+	check func(ctx context.Context, said string) error
+	tool  *Tool // if it counts as one
 }
 
-// run runs one tool, keeps what it says, and takes note of it in the report.
-func (b *bench) run(ctx context.Context, release, when string, argv ...string) (*Tool, string, error) {
+// tool is a task that the report lists.
+func (b *bench) tool(release, when string, argv ...string) task {
 	t := &Tool{Name: argv[0], Release: release, Version: b.versions[release+" "+argv[0]], When: when, Command: strings.Join(argv, " ")}
 	b.report.Tools = append(b.report.Tools, t)
-	step("%s of Debian %s", t.Command, release)
-	start := time.Now()
-	said, err := b.inChroot(ctx, release, argv...)
-	t.Seconds = time.Since(start).Seconds()
-	name := fmt.Sprintf("%s-%s-%s.txt", t.Name, release, when)
-	return t, said, errors.Join(err, os.WriteFile(filepath.Join(b.o.out, name), []byte(said), 0o644))
+	return task{name: fmt.Sprintf("%s-%s-%s", t.Name, release, when), argv: chrooted(release, argv...), tool: t}
 }
 
-func makedumpfileFile(release, when string) string { return "makedumpfile-" + release + "-" + when }
+func makedumpfileFile(release, when string) string { return "dump-" + release + "-" + when }
 
-func (b *bench) makedumpfile(ctx context.Context, release, when string) error {
-	t, said, err := b.run(ctx, release, when, "makedumpfile", "--message-level", "5", "-d", "31", "-l", node,
-		guestResults+"/"+makedumpfileFile(release, when))
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, said)
-	}
-	t.Passed = true // its file is compared afterwards
-	return nil
+func (b *bench) makedumpfile(release, when string) task {
+	// Its file is compared afterwards.
+	return b.tool(release, when, "makedumpfile", "--message-level", "5", "-d", "31", "-l", node, guestResults+"/"+makedumpfileFile(release, when))
 }
 
 func cpFile(when string) string { return "vmcore-" + when }
 
-func (b *bench) cp(ctx context.Context, release, when string) error {
-	t, _, err := b.run(ctx, release, when, "cp", "--sparse=always", node, guestResults+"/"+cpFile(when))
-	if err != nil {
-		return err
-	}
+func (b *bench) cp(release, when string) []task {
+	file := guestResults + "/" + cpFile(when)
 	// Its blocks tell whether what is left out became holes.
-	size, err := b.guest.Run(ctx, "stat", "-c", "%s %b", guestResults+"/"+cpFile(when))
-	if err != nil {
-		return err
-	}
-	var bytes, blocks int64
-	if _, err := fmt.Sscan(size.Stdout, &bytes, &blocks); err != nil {
-		return fmt.Errorf("the copy's size: %q: %w", size.Stdout, err)
-	}
-	if blocks*512 > bytes*9/10 {
-		return fmt.Errorf("the copy of %d bytes takes %d: it has no holes", bytes, blocks*512)
-	}
-	t.Passed = true
-	return nil
+	blocks := task{name: "stat-" + when, argv: []string{"stat", "-c", "%s %b", file}, check: func(_ context.Context, said string) error {
+		var bytes, blocks int64
+		if _, err := fmt.Sscan(said, &bytes, &blocks); err != nil {
+			return fmt.Errorf("the copy's size: %q: %w", said, err)
+		}
+		if blocks*512 > bytes*9/10 {
+			return fmt.Errorf("the copy of %d bytes takes %d: it has no holes", bytes, blocks*512)
+		}
+		return nil
+	}}
+	return []task{b.tool(release, when, "cp", "--sparse=always", node, file), blocks}
 }
 
-func (b *bench) drgn(ctx context.Context, release, when string) error {
-	t, said, err := b.run(ctx, release, when, "drgn", "-q", "-c", node, "-s", guestTools+"/vmlinux", guestTools+"/judge.py", strconv.Itoa(b.parkedTID))
-	if err != nil {
+func (b *bench) probeTask(release, when string) task {
+	check := func(_ context.Context, said string) error {
+		p, err := parseProbe(said)
+		if err == nil && p.Errors > 0 {
+			err = fmt.Errorf("%d pages could not be read, with a reserve that suffices", p.Errors)
+		}
 		return err
 	}
-	if err := judge.CheckDrgn(said, b.expect); err != nil {
-		return fmt.Errorf("Debian %s: %w", release, err)
-	}
-	t.Passed = true
-	return nil
+	return task{name: "probe-" + when, argv: chrooted(release, "python3", guestTools+"/probe.py", node), check: check}
 }
 
-func (b *bench) crash(ctx context.Context, release, when string) error {
+func (b *bench) drgn(release, when string) task {
+	t := b.tool(release, when, "drgn", "-q", "-c", node, "-s", guestTools+"/vmlinux", guestTools+"/judge.py", strconv.Itoa(b.parkedTID))
+	t.check = func(_ context.Context, said string) error { return judge.CheckDrgn(said, b.expect) }
+	return t
+}
+
+func (b *bench) crash(ctx context.Context, release, when string) (task, error) {
 	dir := fmt.Sprintf("%s/crash-%s-%s", guestResults, release, when)
 	if _, err := b.guest.Run(ctx, "mkdir", dir); err != nil {
-		return err
+		return task{}, err
 	}
 	script := judge.CrashScript(b.parkedTID, dir)
 	if err := b.guest.Put(ctx, dir+"/commands", 0o644, strings.NewReader(script)); err != nil {
-		return err
+		return task{}, err
 	}
-	t, said, err := b.run(ctx, release, when, "crash", "-s", "-i", dir+"/commands", guestTools+"/vmlinux", node)
+	t := b.tool(release, when, "crash", "-s", "-i", dir+"/commands", guestTools+"/vmlinux", node)
+	t.check = func(ctx context.Context, said string) error {
+		var text bytes.Buffer
+		err := judge.CheckCrash(said, func(name string) ([]byte, error) { return b.guest.ReadFile(ctx, dir+"/"+name) }, b.expect, &text)
+		return errors.Join(err, os.WriteFile(filepath.Join(b.o.out, t.name+"-commands.txt"), text.Bytes(), 0o644))
+	}
+	return t, nil
+}
+
+// check judges a task that has run.
+func (b *bench) check(ctx context.Context, t task) error {
+	said, err := b.guest.ReadFile(ctx, guestResults+"/"+t.name+".txt")
 	if err != nil {
 		return err
 	}
-	var text bytes.Buffer
-	fmt.Fprint(&text, said)
-	err = judge.CheckCrash(said, func(name string) ([]byte, error) { return b.guest.ReadFile(ctx, dir+"/"+name) }, b.expect, &text)
-	name := fmt.Sprintf("crash-%s-%s.txt", release, when)
-	if err := errors.Join(err, os.WriteFile(filepath.Join(b.o.out, name), text.Bytes(), 0o644)); err != nil {
-		return fmt.Errorf("Debian %s: %w", release, err)
+	if err := os.WriteFile(filepath.Join(b.o.out, t.name+".txt"), said, 0o644); err != nil {
+		return err
 	}
-	t.Passed = true
+	if !strings.Contains(string(said), t.fails) {
+		return fmt.Errorf("%s: want %q, got: %s", strings.Join(t.argv, " "), t.fails, said)
+	}
+	if t.check != nil {
+		if err := t.check(ctx, string(said)); err != nil {
+			return fmt.Errorf("%s: %w", t.name, err)
+		}
+	}
+	if t.tool != nil {
+		t.tool.Passed = true
+	}
 	return nil
 }
 
