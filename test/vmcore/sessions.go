@@ -105,7 +105,9 @@ func (b *bench) tools(ctx context.Context) error {
 	before = append(before, b.cp(first, beforeStream)...)
 	before = append(before, b.probeTask(first, beforeStream))
 	for _, r := range b.readers {
-		before = append(before, b.drgn(r.Codename, beforeStream))
+		if r.Drgn {
+			before = append(before, b.drgn(r.Codename, beforeStream))
+		}
 		if r.Crash && !b.o.short {
 			t, err := b.crash(ctx, r.Codename, beforeStream)
 			if err != nil {
