@@ -137,6 +137,9 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 	unsigned long pfn, free_until = 0;
 
 	ld_shadow_mark();
+	ld_users_mark();
+	ld_watch_mark();
+	ld_free_lists_mark();
 	*to_dump = 0;
 	*uncovered = 0;
 	for (pfn = 0; pfn < ld_max_pfn; pfn++) {
@@ -153,10 +156,18 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 		} else {
 			if (PageBuddy(&s.page))
 				free_until = max(free_until, pfn + (1UL << s.page.private));
+			if (PageTable(&s.page))
+				set_bit(pfn, ld_tables);
 			if (!c)
 				c = classify_alone(&s);
 			if (!c)
 				c = pfn < free_until ? LIVEDUMP_CLASS_FREE : classify_used(&s);
+			/*
+			 * A page on its way into an address space or a file: only such
+			 * pages are ever up to date.  It will be mapped after the stop.
+			 */
+			if (c == LIVEDUMP_CLASS_KERNEL && test_bit(PG_uptodate, ld_page_flags(&s.page)))
+				set_bit(pfn, ld_uncovered);
 		}
 		ld_page_set_class(pfn, c);
 		/* A fault may have been first; its word counts. */
@@ -164,8 +175,10 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 		class_pages[c]++;
 		if (!ld_class_excluded(c)) {
 			(*to_dump)++;
-			if (test_bit(pfn, ld_uncovered))
+			if (ld_page_is_uncovered(pfn, c))
 				(*uncovered)++;
+			if (test_bit(pfn, ld_tables))
+				atomic64_inc(&ld_counters.page_tables);
 		}
 	}
 }

@@ -100,6 +100,32 @@ static inline bool ld_is_hugetlb(const struct page *head, const struct page *fir
 # define ld_prstatus_pid(ps)	((ps)->pr_pid)
 #endif
 
+/*
+ * The page allocator's per-CPU lists: of a zone and CPU, and the order of the blocks on a list
+ * (one list for each type to 5.12, then for each order and type, and those of huge pages last).
+ */
+#ifdef LD_HAS_PAGESET
+# define ld_zone_pcp(z, cpu)	(&per_cpu_ptr((z)->pageset, cpu)->pcp)
+#else
+# define ld_zone_pcp(z, cpu)	per_cpu_ptr((z)->per_cpu_pageset, cpu)
+#endif
+
+static inline unsigned int ld_pcp_order(unsigned int list)
+{
+#ifdef NR_PCP_LISTS
+	return list < NR_LOWORDER_PCP_LISTS ? list / MIGRATE_PCPTYPES : HPAGE_PMD_ORDER;
+#else
+	return 0;
+#endif
+}
+
+/* __text_poke() has the way of writing as its first argument since it can fill as well. */
+#ifdef LD_HAS_TEXT_POKE_SET
+# define LD_PATCH_HAS_HOW	1
+#else
+# define LD_PATCH_HAS_HOW	0
+#endif
+
 /* Where this module's own text and data lie (one stretch to 6.3). */
 #ifdef for_each_mod_mem_type
 # define ld_for_each_module_part(add) \

@@ -265,5 +265,7 @@ void ld_restore_release(void);
  * Return: how many; before PREPARE anything but 0 means that somebody else uses the bits.
  */
 unsigned long ld_count_marks(void);
+void ld_code_note(ld_entry v, int level, const struct ld_va_range *r);
+void ld_code_let_through(ld_entry *e, ld_entry v, int level);
 
 #endif /* _LIVEDUMP_ENTRY_H */

@@ -22,6 +22,9 @@
  *   sysfs.c      /sys/class/misc/livedump
  *   trace.c      trace events; trace.h says what they may do in the fault path
  *   cost.c       test builds only: what a fault costs
+ *   users.c      page tables and mappings of processes, as of the stop
+ *   freelists.c  free pages on the allocator's per-CPU lists, as of the stop
+ *   watch.c      mappings and code that are made after the stop
  *   truth.c      test builds only: is every page as it was in the stop?
  *   eager.c      test builds only: the method of earlier systems, to compare with
  *
@@ -56,6 +59,7 @@ struct ld_counters {
 	atomic64_t lost_writer;		/* of these, by the writer itself */
 	atomic64_t emergency;		/* slots drawn from the emergency part */
 	atomic64_t uncovered_late;	/* found so by the sweep only */
+	atomic64_t page_tables;		/* of processes, to be dumped */
 	atomic64_t reported;
 	atomic64_t acknowledged;
 	atomic64_t tables_split;
@@ -204,7 +208,11 @@ void ld_wp_release(void);
 int ld_wp_add_tables(int (*add)(unsigned long pfn));
 bool ld_wp_is_protected(unsigned long va);
 unsigned long ld_va_to_pfn(unsigned long va);	/* ULONG_MAX: not mapped */
-/* Memory at va is written by the fault path: never protect this mapping of it. */
+unsigned long ld_va_to_pfn_as_of_stop(unsigned long va);
+/*
+ * Memory at va is written by the fault path: never protect this mapping of it.  What is
+ * from vmalloc() is the session's own, and left out of the dump.
+ */
 void ld_wp_add_own(const void *va, size_t bytes);
 
 /* Entries changed in the stop, by level (1: 4 KiB). */
@@ -242,13 +250,16 @@ int ld_page_copy_in_stop(unsigned long pfn);
 void ld_page_uncover(unsigned long pfn);
 void ld_page_lose(unsigned long pfn);
 void ld_page_set_class(unsigned long pfn, u32 class_id);
+void ld_page_force_class(unsigned long pfn, u32 class_id);
+bool ld_page_is_uncovered(unsigned long pfn, u32 class_id);
 u32 ld_page_class(unsigned long pfn);
-/* Copies n bytes at va as they were in the stop; false: they can't be read. */
+/* Copies n bytes at va, all on one page, as they were in the stop; false: they can't be read. */
 bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n);
 
 /* pfn-indexed bitmaps, all from vmalloc */
 extern unsigned long *ld_hot;		/* stays writable in the direct map */
-extern unsigned long *ld_self;		/* belongs to the reserve */
+extern unsigned long *ld_self;		/* the module's own, reserve and all */
+extern unsigned long *ld_tables;	/* was a page table of a process in the stop */
 extern unsigned long *ld_uncovered;	/* has a writable mapping that is not protected */
 
 /*
@@ -278,6 +289,24 @@ const void *ld_page_stop_content(unsigned long pfn);
 
 u32 ld_classify(unsigned long pfn);
 void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
+
+/* ---- users.c, freelists.c: after the stop, before ld_classify_all() ---- */
+
+int ld_users_prepare(void);
+void ld_users_release(void);
+void ld_users_mark(void);
+void ld_free_lists_mark(void);
+
+/* ---- watch.c ---- */
+
+extern u32 ld_watch_missing;	/* LIVEDUMP_UNWATCHED_* */
+
+void ld_watch_init(void);
+void ld_watch_exit(void);
+int ld_watch_copy_patched(void);
+void ld_watch_freeze(void);
+void ld_watch_thaw(void);
+void ld_watch_mark(void);
 
 /* ---- reserve.c ---- */
 
@@ -435,17 +464,23 @@ static inline void ld_shadow_mark(void) { }
 /* Is the test pretending that this machine has to be refused for that reason? */
 bool ld_pretend(enum livedump_refusal why);
 bool ld_measuring(void);
+void ld_truth_init(void);
+void ld_truth_exit(void);
 int ld_truth_prepare(void);
-void ld_truth_release(void);
 void ld_truth_take(void);
-void ld_truth_compare(const void *content, const struct livedump_page *d);
+void ld_truth_reported(const struct livedump_page *d);
+void ld_truth_compare(const void *page, const struct livedump_page *d);
+bool ld_truth_spoils(const struct ld_va_range *r);
 #else
 static inline bool ld_pretend(enum livedump_refusal why) { return false; }
 static inline bool ld_measuring(void) { return false; }
+static inline void ld_truth_init(void) { }
+static inline void ld_truth_exit(void) { }
 static inline int ld_truth_prepare(void) { return 0; }
-static inline void ld_truth_release(void) { }
 static inline void ld_truth_take(void) { }
-static inline void ld_truth_compare(const void *content, const struct livedump_page *d) { }
+static inline void ld_truth_reported(const struct livedump_page *d) { }
+static inline void ld_truth_compare(const void *page, const struct livedump_page *d) { }
+static inline bool ld_truth_spoils(const struct ld_va_range *r) { return false; }
 #endif
 
 #endif /* _LIVEDUMP_H */

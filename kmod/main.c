@@ -13,6 +13,8 @@ static int __init ld_init(void)
 	err = ld_stop_init();
 	if (err)
 		goto no_stop;
+	ld_watch_init();
+	ld_truth_init();
 	err = ld_guard_register();
 	if (err)
 		goto no_guard;
@@ -26,6 +28,8 @@ static int __init ld_init(void)
 no_chardev:
 	ld_guard_unregister();
 no_guard:
+	ld_truth_exit();
+	ld_watch_exit();
 	ld_stop_exit();
 no_stop:
 	ld_session_exit();
@@ -39,6 +43,8 @@ static void __exit ld_exit(void)
 	ld_chardev_unregister();
 	ld_session_exit();
 	ld_guard_unregister();
+	ld_truth_exit();
+	ld_watch_exit();
 	ld_stop_exit();
 }
 

@@ -70,7 +70,7 @@ enum {
 
 unsigned long ld_max_pfn;
 unsigned long ld_ram_pages;
-unsigned long *ld_hot, *ld_self, *ld_uncovered;
+unsigned long *ld_hot, *ld_self, *ld_uncovered, *ld_tables;
 struct ld_counters ld_counters;
 
 static atomic_t *words;
@@ -147,6 +147,21 @@ void ld_page_set_class(unsigned long pfn, u32 class_id)
 	}
 }
 
+/* What a page is, whatever its struct page made others think.  Before anything is reported. */
+void ld_page_force_class(unsigned long pfn, u32 class_id)
+{
+	u32 w = (u32)atomic_read(&words[pfn]);
+
+	for (;;) {
+		u32 was = (u32)atomic_cmpxchg(&words[pfn], (int)w,
+					      (int)((w & ~W_CLASS_MASK) | class_id));
+
+		if (was == w)
+			return;
+		w = was;
+	}
+}
+
 /*
  * UNTOUCHED -> state; class and REPORTED stay.  False: somebody was first.  *reported: had
  * the page been handed out by then?
@@ -193,6 +208,7 @@ static int save_to_reserve(unsigned long pfn, enum ld_use use)
 {
 	u32 slot = ld_reserve_get(use);
 	bool reported;
+	bool was_protected = true;
 
 	if (slot == LD_NO_SLOT)
 		return -ENOSPC;
@@ -202,10 +218,18 @@ static int save_to_reserve(unsigned long pfn, enum ld_use use)
 		ld_page_set_class(pfn, LIVEDUMP_CLASS_UNMAPPED);
 		return 0;
 	}
+	/*
+	 * Saved because another mapping is about to be written.  If the kernel itself has
+	 * made the direct map's entry writable before, this may be too late: say so.
+	 */
+	if (use == LD_FOR_COPY)
+		was_protected = ld_wp_is_protected((unsigned long)pfn_va(pfn));
 	if (!leave_untouched(pfn, COPY, slot, &reported)) {
 		ld_reserve_put(slot);
 		return 0;
 	}
+	if (!was_protected && !test_and_set_bit(pfn, ld_uncovered))
+		atomic64_inc(&ld_counters.uncovered_late);
 	if (!reported)
 		ld_reserve_queue_copy(slot, pfn);
 	atomic64_inc(&ld_counters.copies);
@@ -297,6 +321,17 @@ void ld_page_uncover(unsigned long pfn)
 		set_bit(pfn, ld_uncovered);
 }
 
+/* memcpy() that ends early where nothing is mapped. */
+static bool read_safe(void *dst, const void *src, size_t n)
+{
+	asm volatile("1:	rep movsb\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+c" (n), "+D" (dst), "+S" (src)
+		     : : "memory");
+	return !n;
+}
+
 /*
  * Reads memory that is mapped at va in a protected range, as of the stop.  The
  * live bytes are good if the page has no copy after they were read: a copy is
@@ -307,15 +342,14 @@ bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n)
 	unsigned long pfn = ld_va_to_pfn(va);
 	u32 w;
 
-	if (pfn >= ld_max_pfn)
+	if (pfn >= ld_max_pfn || !read_safe(dst, (void *)va, n))
 		return false;
-	memcpy(dst, (void *)va, n);
 	/* Pairs with the cmpxchg of leave_untouched(). */
 	smp_rmb();
 	w = (u32)atomic_read(&words[pfn]);
 	if (w_state(w) == COPY)
 		memcpy(dst, ld_reserve_page(w_slot(w)) + offset_in_page(va), n);
-	return true;
+	return w_state(w) == UNTOUCHED || w_state(w) == COPY;
 }
 
 /* The sweep begins, or begins again. */
@@ -335,10 +369,28 @@ const void *ld_page_stop_content(unsigned long pfn)
 	return ld_va_to_pfn((unsigned long)pfn_va(pfn)) == ULONG_MAX ? NULL : pfn_va(pfn);
 }
 
+/*
+ * May the page have been written since the stop by a way that is not covered?  Programs
+ * write their pages and those of files through mappings of their own, which come and go.
+ */
+bool ld_page_is_uncovered(unsigned long pfn, u32 class_id)
+{
+	const u32 users = BIT(LIVEDUMP_CLASS_USER) | BIT(LIVEDUMP_CLASS_HUGETLB) |
+			  BIT(LIVEDUMP_CLASS_CACHE) | BIT(LIVEDUMP_CLASS_CACHE_PRIVATE);
+
+	return test_bit(pfn, ld_uncovered) || BIT(class_id) & users;
+}
+
+static u32 page_flags(unsigned long pfn, u32 class_id)
+{
+	return (ld_page_is_uncovered(pfn, class_id) ? LIVEDUMP_PAGE_UNCOVERED : 0) |
+	       (test_bit(pfn, ld_tables) ? LIVEDUMP_PAGE_TABLE : 0);
+}
+
 static void describe(struct livedump_page *out, unsigned long pfn, u32 class_id, u32 flags)
 {
-	if (!(flags & LIVEDUMP_PAGE_LOST) && test_bit(pfn, ld_uncovered))
-		flags |= LIVEDUMP_PAGE_UNCOVERED;
+	if (!(flags & LIVEDUMP_PAGE_LOST))
+		flags |= page_flags(pfn, class_id);
 	out->pfn = pfn;
 	out->class_id = class_id;
 	out->flags = flags;
@@ -472,9 +524,8 @@ int ld_page_read(unsigned long pfn, void *dst)
 			atomic64_inc(&ld_counters.uncovered_late);
 		break;
 	}
-	if (test_bit(pfn, ld_uncovered))
-		d.flags = LIVEDUMP_PAGE_UNCOVERED;
 	d.class_id = w & W_CLASS_MASK;
+	d.flags = page_flags(pfn, d.class_id);
 	ld_truth_compare(dst, &d);
 	return 1;
 }
@@ -537,7 +588,7 @@ int ld_page_next(struct ld_cursor *cur, unsigned long stretch, void *dst,
 			cond_resched();
 	}
 found:
-	ld_truth_compare(dst, out);
+	ld_truth_reported(out);
 	return 1;
 }
 
@@ -567,7 +618,7 @@ static int walk_ram(void *arg)
 
 u64 ld_pages_overhead(void)
 {
-	return (u64)ld_max_pfn * sizeof(*words) + 3 * BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
+	return (u64)ld_max_pfn * sizeof(*words) + 4 * BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 }
 
 /*
@@ -650,14 +701,20 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 	ld_hot = vzalloc(map_bytes);
 	ld_self = vzalloc(map_bytes);
 	ld_uncovered = vzalloc(map_bytes);
-	if (!words || !ld_hot || !ld_self || !ld_uncovered) {
+	ld_tables = vzalloc(map_bytes);
+	if (!words || !ld_hot || !ld_self || !ld_uncovered || !ld_tables) {
 		ld_pages_release();
 		return -ENOMEM;
 	}
 	for (pfn = 0; pfn < ld_max_pfn; pfn++)
 		atomic_set(&words[pfn], (int)w_make(0, NOT_RAM, 0));
 	walk_ram(words);
+	/* The stop writes all of them while it protects. */
 	ld_wp_add_own(words, array_size(ld_max_pfn, sizeof(*words)));
+	ld_wp_add_own(ld_hot, map_bytes);
+	ld_wp_add_own(ld_self, map_bytes);
+	ld_wp_add_own(ld_uncovered, map_bytes);
+	ld_wp_add_own(ld_tables, map_bytes);
 
 	excluded_classes = BIT(LIVEDUMP_CLASS_OFFLINE) | BIT(LIVEDUMP_CLASS_HWPOISON) |
 			   BIT(LIVEDUMP_CLASS_SELF) | BIT(LIVEDUMP_CLASS_UNMAPPED);
@@ -678,8 +735,10 @@ void ld_pages_release(void)
 	vfree(ld_hot);
 	vfree(ld_self);
 	vfree(ld_uncovered);
+	vfree(ld_tables);
 	words = NULL;
 	ld_hot = NULL;
 	ld_self = NULL;
 	ld_uncovered = NULL;
+	ld_tables = NULL;
 }

@@ -400,8 +400,10 @@ static void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, int level
 	unsigned long pfn = leaf_pfn(v, level), nr = level_size(level) >> PAGE_SHIFT;
 	unsigned long i;
 
-	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn))
+	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn)) {
+		ld_code_note(v, level, l->range);
 		return;		/* read-only, or a device */
+	}
 	if (!l->writable_later || !(v & _PAGE_NX) || any_hot(pfn, nr) ||
 	    (l->has_own && ld_is_own(va, level_size(level))) ||
 	    (level == LEVEL_PTE && l->range == &ld_vmalloc && like_a_stack(e))) {
@@ -420,7 +422,8 @@ static void protect_below(const struct ld_pmd_table *t, int i)
 	ld_entry *table;
 	int j;
 
-	if (!(v & _PAGE_PRESENT) || !entry_touches(t->range, va, LEVEL_PMD))
+	if (!(v & _PAGE_PRESENT) || !entry_touches(t->range, va, LEVEL_PMD) ||
+	    ld_truth_spoils(t->range))
 		return;
 	if (is_leaf(v, LEVEL_PMD)) {
 		look_at_table(&l, t->table, va, PMD_SIZE);
@@ -513,8 +516,8 @@ int ld_wp_plan(void)
 	if (!ld_eager()) {
 		err = err ?: plan_table(&ld_direct_map, top_table(), top_level(), top_base(),
 					&split);
-		err = err ?: plan_table(&ld_vmemmap, top_table(), top_level(), top_base(),
-					&split);
+		if (!err && !ld_truth_spoils(&ld_vmemmap))
+			err = plan_table(&ld_vmemmap, top_table(), top_level(), top_base(), &split);
 	}
 	/*
 	 * Old translations allow what the new ones do.  A CPU that does not answer is waited

@@ -105,6 +105,137 @@ static void unmark(ld_entry *e, ld_entry v, int level, unsigned long va, void *a
 	}
 }
 
+/*
+ * Code that was loaded meanwhile.  set_memory_ro() found the direct map's entry of such a page
+ * without RW already, for it was protected, and left it alone: what the kernel wanted shows
+ * only in the mapping that the code has.  So before the marks go, each page of code gets an
+ * entry of its own in the direct map that is read-only and has no mark.
+ *
+ * The page may be given back at the same moment.  Whoever gives it back takes its mapping
+ * away first and makes the direct map's entry writable after.  So the mapping is looked at
+ * again after the entry was changed.  If it is there still, whoever takes it away will find the entry
+ * and make it writable; if it is not, we do.  A new owner who writes in between
+ * faults, and is let through (ld_code_let_through()).
+ */
+struct ld_code {
+	unsigned long va;
+	ld_entry *e;		/* of the direct map */
+};
+
+#define CODE_MAX	16384	/* pages of code loaded in one session; 64 MiB */
+
+static struct ld_code *code;
+static unsigned int nr_code;
+static unsigned long *code_then;	/* pages that were code in the stop */
+static unsigned long *code_pfns;	/* changed, and not looked at again yet */
+
+/* Read-only by the kernel's will, and code or a module's constants. */
+static bool is_code(ld_entry v, const struct ld_va_range *r)
+{
+	if (v & _PAGE_RW)
+		return false;
+	if (!(v & _PAGE_NX))
+		return r == &ld_modules || r == &ld_vmalloc;
+	return r == &ld_modules && !is_protected(v);
+}
+
+/* In the stop, on several CPUs: a leaf that is not to be protected. */
+void ld_code_note(ld_entry v, int level, const struct ld_va_range *r)
+{
+	unsigned long pfn = leaf_pfn(v, level);
+	unsigned long end = min(pfn + (level_size(level) >> PAGE_SHIFT), ld_max_pfn);
+
+	if (is_code(v, r))
+		for (; pfn < end; pfn++)
+			set_bit(pfn, code_then);
+}
+
+/* The direct map's 4 KiB entry of a page that is protected; NULL: it is not, or can't be split. */
+static ld_entry *protected_direct_entry(unsigned long pfn)
+{
+	unsigned long va = (unsigned long)__va((u64)pfn << PAGE_SHIFT);
+	ld_entry v, *e;
+	int level;
+
+	for (;;) {
+		e = ld_walk(va, &level, &v);
+		if (!(v & _PAGE_PRESENT) || !is_protected(v))
+			return NULL;
+		if (level == LEVEL_PTE)
+			return e;
+		if (!ld_split_leaf(e, v, level, NULL))
+			return NULL;
+	}
+}
+
+static void make_code_readonly(ld_entry *alias, ld_entry av, int alias_level, unsigned long va,
+			       void *arg)
+{
+	unsigned long pfn = leaf_pfn(av, alias_level);
+	unsigned long end = pfn + (level_size(alias_level) >> PAGE_SHIFT);
+
+	if (!is_code(av, arg))
+		return;
+	for (; pfn < end && pfn < ld_max_pfn; pfn++, va += PAGE_SIZE) {
+		ld_entry v, *e = NULL;
+
+		/* What was code in the stop is as the kernel left it. */
+		if (nr_code < CODE_MAX && ld_page_is_ram(pfn) && !test_bit(pfn, code_then))
+			e = protected_direct_entry(pfn);
+		if (!e)
+			continue;
+		set_bit(pfn, code_pfns);
+		v = READ_ONCE(*e);
+		if (!is_protected(v) || cmpxchg(e, v, v & ~E_MARKS) != v)
+			continue;	/* given back already */
+		code[nr_code].va = va;
+		code[nr_code++].e = e;
+	}
+}
+
+static void make_writable(ld_entry *e)
+{
+	ld_entry v = READ_ONCE(*e);
+
+	while ((v & _PAGE_PRESENT) && !(v & (_PAGE_RW | E_MARKS))) {
+		ld_entry was = cmpxchg(e, v, v | _PAGE_RW);
+
+		if (was == v)
+			return;
+		v = was;
+	}
+}
+
+/* On a write fault while restoring.  e, v: the direct map's leaf. */
+void ld_code_let_through(ld_entry *e, ld_entry v, int level)
+{
+	if (level == LEVEL_PTE && !(v & _PAGE_RW) && leaf_pfn(v, level) < ld_max_pfn &&
+	    test_bit(leaf_pfn(v, level), code_pfns))
+		make_writable(e);
+}
+
+static void restore_code(void)
+{
+	unsigned int i;
+
+	nr_code = 0;
+	ld_for_each_leaf(&ld_modules, make_code_readonly, &ld_modules);
+	ld_for_each_leaf(&ld_vmalloc, make_code_readonly, &ld_vmalloc);
+	if (!nr_code)
+		return;
+	ld_flush_tlb_all_cpus(0);
+	for (i = 0; i < nr_code; i++) {
+		unsigned long pfn = leaf_pfn(READ_ONCE(*code[i].e), LEVEL_PTE);
+		ld_entry v;
+		int level;
+
+		ld_walk(code[i].va, &level, &v);
+		if (ld_va_to_pfn(code[i].va) != pfn || v & _PAGE_RW)
+			make_writable(code[i].e);
+		clear_bit(pfn, code_pfns);
+	}
+}
+
 struct ld_joins {
 	struct ld_join *v;
 	unsigned int n;
@@ -218,6 +349,7 @@ void ld_wp_restore(void)
 	if (!ld_wp_hooked())
 		return;
 	ld_wp_grant_all();
+	restore_code();
 	/*
 	 * set_memory_*() may have read a marked entry before a pass and write it back
 	 * after.  It does so under a spinlock, so one grace period later it is done.
@@ -251,11 +383,26 @@ unsigned long ld_count_marks(void)
 int ld_restore_prepare(void)
 {
 	joins_room = vmalloc(array_size(JOINS_AT_ONCE, sizeof(*joins_room)));
-	return joins_room ? 0 : -ENOMEM;
+	code = vmalloc(array_size(CODE_MAX, sizeof(*code)));
+	code_then = vzalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	code_pfns = vzalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	if (!joins_room || !code || !code_then || !code_pfns)
+		return -ENOMEM;
+	/* Written while entries are protected still. */
+	ld_wp_add_own(code, array_size(CODE_MAX, sizeof(*code)));
+	ld_wp_add_own(code_then, BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	ld_wp_add_own(code_pfns, BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	return 0;
 }
 
 void ld_restore_release(void)
 {
 	vfree(joins_room);
 	joins_room = NULL;
+	vfree(code);
+	code = NULL;
+	vfree(code_then);
+	code_then = NULL;
+	vfree(code_pfns);
+	code_pfns = NULL;
 }

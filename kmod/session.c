@@ -91,7 +91,7 @@ static void release_parts(void)
 	ld_alias_release();
 	ld_reserve_release();
 	ld_notes_release();
-	ld_truth_release();
+	ld_users_release();
 	ld_pages_release();
 }
 
@@ -102,6 +102,7 @@ static void end_session(void)
 
 	ld_wp_restore();
 	ld_guard_end();
+	ld_watch_thaw();
 	if (s.state == LIVEDUMP_STATE_FROZEN) {
 		s.thaw_ns = ktime_get_ns() - start;
 		trace_thaw(s.thaw_ns, atomic64_read(&ld_counters.faults),
@@ -229,6 +230,7 @@ static int prepare_parts(const struct livedump_prepare *arg, u64 estimate)
 	err = err ?: ld_alias_prepare();
 	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, estimate));
 	err = err ?: ld_notes_prepare();
+	err = err ?: ld_users_prepare();
 	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
 }
@@ -251,12 +253,14 @@ static int judge_copies(void)
 {
 	int err = ld_alias_copy_error();
 
+	err = err ?: ld_watch_copy_patched();
 	if (err)
 		return err;
 	if (!ld_measuring())
 		ld_truth_take();
 	/* The next step protects. */
 	ld_guard_freeze();
+	ld_watch_freeze();
 	return 0;
 }
 
@@ -295,6 +299,7 @@ static int dry_run(struct livedump_prepare *arg, unsigned long caller)
 	err = ld_calibrate_observe(start, arg->calibrate_ms, times.stop_ns);
 	ld_wp_restore();
 	ld_guard_end();
+	ld_watch_thaw();
 	release_parts();
 	if (err)
 		return err;
@@ -657,6 +662,8 @@ void ld_session_peek(struct livedump_stats *arg, u8 *uuid)
 	arg->thaw_ns = s.thaw_ns;
 	arg->registers_ns = s.times.registers_ns;
 	arg->pages_acked = atomic64_read(&ld_counters.acknowledged);
+	arg->page_tables = atomic64_read(&ld_counters.page_tables);
+	arg->unwatched = ld_watch_missing;
 }
 
 int ld_session_stats(struct file *owner, struct livedump_stats *arg)

@@ -9,18 +9,33 @@
 #include "compat.h"
 #include "entry.h"
 
-#define OWN_MAX		16
+#define OWN_MAX		32
 
 static struct ld_va_range own[OWN_MAX];
 static unsigned int nr_own;
 
-void ld_wp_add_own(const void *va, size_t bytes)
+static void add_own(const void *va, size_t bytes)
 {
 	if (!bytes || WARN_ON_ONCE(nr_own == OWN_MAX))
 		return;
 	own[nr_own].start = (unsigned long)va & PAGE_MASK;
 	own[nr_own].end = PAGE_ALIGN((unsigned long)va + bytes);
 	nr_own++;
+}
+
+void ld_wp_add_own(const void *va, size_t bytes)
+{
+	unsigned long at = (unsigned long)va & PAGE_MASK;
+
+	add_own(va, bytes);
+	if (!is_vmalloc_addr(va))
+		return;		/* static data of the module */
+	for (; at < (unsigned long)va + bytes; at += PAGE_SIZE) {
+		unsigned long pfn = ld_va_to_pfn(at);
+
+		if (pfn < ld_max_pfn)
+			set_bit(pfn, ld_self);
+	}
 }
 
 bool ld_is_own(unsigned long va, unsigned long size)
@@ -131,7 +146,7 @@ int ld_window_open(void)
 	if (!tables_window)
 		return -ENOMEM;
 	window_own = nr_own;
-	ld_wp_add_own(tables_window, (size_t)n * PAGE_SIZE);
+	add_own(tables_window, (size_t)n * PAGE_SIZE);
 	return 0;
 }
 

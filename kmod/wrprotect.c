@@ -79,6 +79,23 @@ unsigned long ld_va_to_pfn(unsigned long va)
 	return leaf_pfn(v, level) + ((va & (level_size(level) - 1)) >> PAGE_SHIFT);
 }
 
+/* The same as of the stop, if the tables are such as the stop copies. */
+unsigned long ld_va_to_pfn_as_of_stop(unsigned long va)
+{
+	ld_entry *e = entry_in(top_table(), va, top_level());
+	int l = top_level();
+
+	for (;;) {
+		ld_entry v;
+
+		if (!ld_read_as_of_stop(&v, (unsigned long)e, sizeof(v)) || !(v & _PAGE_PRESENT))
+			return ULONG_MAX;
+		if (is_leaf(v, l))
+			return leaf_pfn(v, l) + ((va & (level_size(l) - 1)) >> PAGE_SHIFT);
+		e = entry_in(child_table(v), va, --l);
+	}
+}
+
 /* Can nobody write through va without a fault? */
 bool ld_wp_is_protected(unsigned long va)
 {
@@ -234,6 +251,11 @@ static void save_leaf(ld_entry *e, ld_entry v, int level)
 	release_entry(e);
 }
 
+static inline bool in_va_range(const struct ld_va_range *r, unsigned long va)
+{
+	return va >= r->start && va < r->end;
+}
+
 /* Returns what it took, LD_FAULT_*; 0 if there was nothing to be done. */
 static unsigned int mend(unsigned long va, bool may_split)
 {
@@ -259,8 +281,12 @@ static unsigned int mend(unsigned long va, bool may_split)
 			e = entry_in(child_table(v), va, --level);
 			continue;
 		}
-		if (!is_protected(v))
-			return 0;	/* not ours, or another CPU was first */
+		if (!is_protected(v)) {
+			/* Not ours, or another CPU was first. */
+			if (READ_ONCE(granting) && in_va_range(&ld_direct_map, va))
+				ld_code_let_through(e, v, level);
+			return 0;
+		}
 		if (READ_ONCE(granting)) {
 			release_entry(e);
 			what |= LD_FAULT_THAW;
@@ -292,11 +318,6 @@ static unsigned int mend(unsigned long va, bool may_split)
 	}
 	atomic64_inc(&ld_counters.faults);
 	return what;
-}
-
-static inline bool in_va_range(const struct ld_va_range *r, unsigned long va)
-{
-	return va >= r->start && va < r->end;
 }
 
 /*

@@ -46,8 +46,9 @@ const (
 	PageCopy      PageFlags = 1 << 0 // came from the reserve
 	PageLost      PageFlags = 1 << 1 // the content is gone; the page is left out
 	PageUncovered PageFlags = 1 << 2 // may not be from the one instant
+	PageTable     PageFlags = 1 << 3 // the processor may have set Accessed and Dirty bits in it since
 
-	pageFlagsKnown = PageCopy | PageLost | PageUncovered
+	pageFlagsKnown = PageCopy | PageLost | PageUncovered | PageTable
 )
 
 // PageRef names a page that is handed to the Writer.

@@ -114,7 +114,9 @@ type abiStats struct {
 	ThawNS         uint64
 	RegistersNS    uint64
 	PagesAcked     uint64
-	Reserved       [6]uint64
+	PageTables     uint64
+	Unwatched      uint64
+	Reserved       [4]uint64
 }
 
 type abiAck struct {

@@ -59,7 +59,8 @@ var abiStructs = []struct {
 		{"UncoveredPages", "uncovered_pages"}, {"PagesToDump", "pages_to_dump"},
 		{"PagesReported", "pages_reported"}, {"ClassPages", "class_pages"}, {"MissingCPUs", "missing_cpus"},
 		{"TablesSplit", "tables_split"}, {"TablesJoined", "tables_joined"}, {"ThawNS", "thaw_ns"},
-		{"RegistersNS", "registers_ns"}, {"PagesAcked", "pages_acked"}, {"Reserved", "reserved"},
+		{"RegistersNS", "registers_ns"}, {"PagesAcked", "pages_acked"},
+		{"PageTables", "page_tables"}, {"Unwatched", "unwatched"}, {"Reserved", "reserved"},
 	}},
 	{reflect.TypeFor[abiAck](), "livedump_ack", []cField{
 		{"Size", "size"}, {"NrPages", "nr_pages"}, {"Pages", "pages"}, {"NrAcked", "nr_acked"},
@@ -102,7 +103,9 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_REFUSAL_VMCOREINFO": uint64(RefusalVMCoreInfo), "LIVEDUMP_REFUSAL_TSC": uint64(RefusalTSC),
 	"LIVEDUMP_REFUSAL_MEMORY": uint64(RefusalMemory),
 	"LIVEDUMP_PAGE_COPY":      uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
-	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered),
+	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered), "LIVEDUMP_PAGE_TABLE": uint64(PageTable),
+	"LIVEDUMP_UNWATCHED_MAPPINGS": uint64(UnwatchedMappings), "LIVEDUMP_UNWATCHED_CODE": uint64(UnwatchedCode),
+	"LIVEDUMP_UNWATCHED_ATTRIBUTES": uint64(UnwatchedAttributes),
 }
 
 // TestABI compiles the module's header and compares what the C compiler makes of it with the Go side.

@@ -284,6 +284,8 @@ func (d *Device) Stats() (Stats, error) {
 		Thaw:           nanoseconds(a.ThawNS),
 		Registers:      nanoseconds(a.RegistersNS),
 		PagesAcked:     a.PagesAcked,
+		PageTables:     a.PageTables,
+		Unwatched:      Unwatched(a.Unwatched),
 	}
 	copy(s.ClassPages[:], a.ClassPages[:])
 	return s, nil

@@ -114,6 +114,8 @@ const (
 	PageLost PageFlags = 1 << 1
 	// PageUncovered: reachable through a mapping that is not protected, so it may not be of the one instant.
 	PageUncovered PageFlags = 1 << 2
+	// PageTable: a page table; the processor may have set Accessed and Dirty bits in it since the stop.
+	PageTable PageFlags = 1 << 3
 )
 
 // Page describes one page of a batch. Its layout is that of struct livedump_page.
@@ -270,4 +272,32 @@ type Stats struct {
 	TablesJoined   uint64 // of these, joined again by the thaw
 	Thaw           time.Duration
 	PagesAcked     uint64
+	PageTables     uint64 // to be dumped with the flag PageTable
+	Unwatched      Unwatched
+}
+
+// Unwatched is what the module could not watch on this kernel, so that changes of pages went unnoticed.
+type Unwatched uint64
+
+const (
+	// UnwatchedMappings: mappings of pages in use that are made after the stop.
+	UnwatchedMappings Unwatched = 1 << 0
+	// UnwatchedCode: code that is patched after the stop.
+	UnwatchedCode Unwatched = 1 << 1
+	// UnwatchedAttributes: memory that is made writable after the stop.
+	UnwatchedAttributes Unwatched = 1 << 2
+)
+
+// Names are words for a report; nil if everything was watched.
+func (u Unwatched) Names() (names []string) {
+	if u&UnwatchedMappings != 0 {
+		names = append(names, "mappings")
+	}
+	if u&UnwatchedCode != 0 {
+		names = append(names, "code")
+	}
+	if u&UnwatchedAttributes != 0 {
+		names = append(names, "attributes")
+	}
+	return names
 }

@@ -58,6 +58,8 @@ type Report struct {
 	OverheadBytes  uint64            `json:"overhead_bytes"`
 	LostPages      uint64            `json:"lost_pages"`
 	UncoveredPages uint64            `json:"uncovered_pages"`
+	PageTables     uint64            `json:"page_tables"`
+	Unwatched      []string          `json:"unwatched,omitempty"`
 	PagesToDump    uint64            `json:"pages_to_dump"`
 	PagesReported  uint64            `json:"pages_reported"`
 	PagesByClass   map[string]uint64 `json:"pages_by_class,omitempty"`
@@ -140,6 +142,7 @@ func (r *Report) statistics(s session.Stats) {
 	r.FaultSplits, r.FaultExcluded = s.FaultSplits, s.FaultExcluded
 	r.ReserveLow = s.ReserveLow
 	r.LostPages, r.UncoveredPages = s.LostPages, s.UncoveredPages
+	r.PageTables, r.Unwatched = s.PageTables, s.Unwatched.Names()
 	r.PagesReported = s.PagesReported
 	r.TablesSplit, r.TablesJoined = s.TablesSplit, s.TablesJoined
 	r.failure = s.Failure

@@ -186,6 +186,8 @@ struct livedump_notes {
 #define LIVEDUMP_PAGE_LOST	(1U << 1)	/* content is gone: no data, leave it out */
 #define LIVEDUMP_PAGE_UNCOVERED	(1U << 2)	/* written through a mapping that is not
 						 * protected: may not be of the one instant */
+#define LIVEDUMP_PAGE_TABLE	(1U << 3)	/* a page table: the processor may have set Accessed and
+						 * Dirty bits in it since the stop */
 
 struct livedump_page {
 	__u64 pfn;
@@ -246,8 +248,15 @@ struct livedump_stats {
 	__u64 thaw_ns;
 	__u64 registers_ns;		/* longest time a CPU took to save its registers: in rendezvous_ns */
 	__u64 pages_acked;
-	__u64 reserved[6];
+	__u64 page_tables;		/* to be dumped with LIVEDUMP_PAGE_TABLE */
+	__u64 unwatched;		/* LIVEDUMP_UNWATCHED_* */
+	__u64 reserved[4];
 };
+
+/* What could not be watched on this kernel, so changes of pages go unnoticed. */
+#define LIVEDUMP_UNWATCHED_MAPPINGS	(1U << 0)	/* of pages in use, made after the stop */
+#define LIVEDUMP_UNWATCHED_CODE		(1U << 1)	/* patched after the stop */
+#define LIVEDUMP_UNWATCHED_ATTRIBUTES	(1U << 2)	/* memory made writable after the stop */
 
 /*
  * TAKEOVER: makes the caller's file the owner of a frozen session whose owner is gone.

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+# Dumps against the ground truth: a hash of every page, taken inside the stop.
+
+# Loads to dump under, one after the other: names of `load list`, a+b for several at once, hidden (memory that no
+# dump may touch), code (a module loaded while memory is frozen), idle, or all.
+LOAD ?= fork,slab
+# Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap.
+BITE ?=
+# Dumps under each load.
+DUMPS ?= 1
+# Dump level, makedumpfile's bits.
+LEVEL ?= 31
+
+.PHONY: test-truth
+test-truth: kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
+	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
+	@CGO_ENABLED=0 go build -trimpath -o bin/test/hidden ./test/truth/hidden
+	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(DUMPS) -dump-level $(LEVEL) -out out/truth

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/session"
+	"livedump.io/node-agent/engine"
+	"livedump.io/test/guest"
+	"livedump.io/test/load/provide"
+)
+
+// Paths in the guest.
+const (
+	guestModule   = "/opt/livedump.ko"
+	guestPGTables = "/opt/livedump_pgtables.ko"
+	guestAgent    = "/opt/livedump-agent"
+	guestReport   = "/tmp/report.json"
+	guestLog      = "/tmp/agent.log"
+	guestPages    = "/tmp/truth.pages"
+	guestPage     = "/tmp/truth.page"
+	guestDevice   = "/dev/vda"
+	guestHidden   = "/opt/hidden"
+	parameters    = "/sys/module/livedump/parameters/"
+
+	settleTimeout = 3 * time.Minute
+	dumpTimeout   = 15 * time.Minute
+	loadTimeout   = 5 * time.Minute
+	diskExtraMiB  = 256
+	// A guest without hardware support holds its CPUs long while every page is hashed.
+	stopDeadline = 2 * time.Second
+)
+
+// bench is a guest that is dumped again and again.
+type bench struct {
+	o     options
+	guest *guest.Guest
+	image string
+}
+
+func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
+	b = &bench{o: o, image: filepath.Join(o.out, "disk.img")}
+	if err := guest.CreateImage(b.image, o.memoryMiB+diskExtraMiB); err != nil {
+		return nil, err
+	}
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	if err != nil {
+		return nil, err
+	}
+	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
+	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	b.guest, err = guest.Start(ctx, guest.Config{
+		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
+		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
+		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
+		Files: append(files, []guest.File{
+			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
+			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
+			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
+			{Path: guestHidden, Source: filepath.Join(o.bin, "test/hidden")},
+		}...),
+	})
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(b.image))
+	}
+	for _, argv := range [][]string{
+		{"insmod", guestPGTables},
+		{"insmod", guestModule, fmt.Sprint("stop_deadline_us=", stopDeadline.Microseconds()), fmt.Sprint("truth_keep_mib=", o.keepMiB)},
+	} {
+		if _, err := b.guest.Run(ctx, argv...); err != nil {
+			return nil, errors.Join(err, b.close())
+		}
+	}
+	return b, nil
+}
+
+// close ends the guest and removes the disk.
+func (b *bench) close() error {
+	return errors.Join(b.guest.Stop(), os.Remove(b.image))
+}
+
+// all makes every dump that was asked for.
+func (b *bench) all(ctx context.Context, r *Report) error {
+	if slices.Equal(b.o.loads, []string{"all"}) {
+		result, err := b.guest.Run(ctx, provide.Program, "list")
+		if err != nil {
+			return err
+		}
+		b.o.loads = []string{"idle"}
+		for _, line := range strings.Split(strings.TrimSpace(result.Stdout), "\n") {
+			b.o.loads = append(b.o.loads, strings.Fields(line)[0])
+		}
+		b.o.loads = append(b.o.loads, hiddenLoad, codeLoad)
+	}
+	for _, load := range b.o.loads {
+		if err := b.underLoad(ctx, r, load, nil); err != nil {
+			return fmt.Errorf("%s: %w", load, err)
+		}
+	}
+	if len(b.o.bites) > 0 && len(b.o.loads) > 0 {
+		return b.underLoad(ctx, r, b.o.loads[0], b.o.bites)
+	}
+	return nil
+}
+
+// underLoad makes dumps while a load runs: the plain ones, or one for each range left uncovered.
+func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []string) error {
+	for _, kind := range strings.Split(name, "+") {
+		if slices.Contains(warmLoads, kind) {
+			if _, err := b.guest.Run(ctx, provide.Program, "--seconds", "1", kind); err != nil {
+				return err
+			}
+		}
+	}
+	before, err := b.tables(ctx)
+	if err != nil {
+		return err
+	}
+	step("load %s", name)
+	l, err := b.startLoad(ctx, name)
+	if err != nil {
+		return err
+	}
+	var runs []*Run
+	dump := func(bite string) {
+		run := &Run{Load: name, Bite: bite}
+		runs = append(runs, run)
+		if err := b.dump(ctx, run, l); err != nil {
+			run.Error = err.Error()
+		}
+		step("%s", run.line())
+	}
+	if bites == nil {
+		for range b.o.dumps {
+			dump("")
+		}
+	}
+	for _, bite := range bites {
+		if err := b.spoil(ctx, bite); err != nil {
+			return errors.Join(err, l.kill())
+		}
+		dump(bite)
+	}
+	if bites != nil {
+		err = b.spoil(ctx, "")
+	}
+	said, loadErr := l.stop(ctx)
+	after, tablesErr := b.tables(ctx)
+	restored := tablesErr == nil
+	if restored {
+		tablesErr = compareTables(before, after, l.changesCode)
+	}
+	if restored && name == codeLoad {
+		tablesErr = errors.Join(tablesErr, checkCode(before, after))
+	}
+	for _, run := range runs {
+		run.LoadSaid, run.TablesRestored = said, restored && tablesErr == nil
+	}
+	r.Runs = append(r.Runs, runs...)
+	return errors.Join(err, loadErr, tablesErr)
+}
+
+func (b *bench) spoil(ctx context.Context, what string) error {
+	return b.guest.Put(ctx, parameters+"leave_uncovered", 0o644, strings.NewReader(what+"\n"))
+}
+
+func (b *bench) tables(ctx context.Context) (guest.PageTables, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return b.guest.SettledPageTables(ctx)
+}
+
+// softwareBits of an entry mark what a session has changed.
+const softwareBits = 7 << 9
+
+// compareTables checks that the sessions left nothing behind. A load that loads and unloads code
+// makes the kernel itself change its direct map, and the image's mapping of what was free there; then only the marks and
+// vmemmap count.
+func compareTables(before, after guest.PageTables, changesCode bool) error {
+	for region, entries := range after {
+		for _, e := range entries {
+			if e.Flags&softwareBits != 0 && region != guest.RegionOther {
+				return fmt.Errorf("a page-table entry is still marked: %s %v", region, e)
+			}
+		}
+	}
+	regions := guest.StableRegions
+	if changesCode {
+		regions = []guest.Region{guest.RegionVmemmap}
+	}
+	return before.Compare(after, regions...)
+}
+
+// dump makes one dump and compares it with the truth.
+func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
+	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
+	defer cancel()
+	argv := []string{guestAgent, "dump", "--device", guestDevice, "--module", guestModule, "--keep-module",
+		"--dump-level", strconv.Itoa(int(b.o.level)), "--report", guestReport}
+	if run.Load == codeLoad {
+		var err error
+		if argv, err = b.insertingCode(ctx, argv); err != nil {
+			return err
+		}
+	}
+	// Nothing may come and go through the guest's port meanwhile: its device writes memory, and nobody can tell which.
+	c := b.guest.Command(argv...)
+	c.LogFile = guestLog
+	if err := c.Run(ctx); err != nil {
+		said, logErr := b.guest.ReadFile(ctx, guestLog)
+		return errors.Join(fmt.Errorf("%w; the agent's last words: %s", err, lastLine(string(said))), logErr)
+	}
+	raw, err := b.guest.ReadFile(ctx, guestReport)
+	if err != nil {
+		return err
+	}
+	var report engine.Report
+	if err := json.Unmarshal(raw, &report); err != nil {
+		return fmt.Errorf("the agent's report: %w", err)
+	}
+	run.Faults, run.Copies = report.Faults, report.Copies
+	records, err := b.records(ctx)
+	if err != nil {
+		return err
+	}
+	dump, err := kdump.Open(b.image)
+	if err != nil {
+		return err
+	}
+	defer dump.Close()
+	if run.Comparison, err = compare(dump, records); err != nil {
+		return err
+	}
+	if run.Load == hiddenLoad {
+		text, _ := l.said.read()
+		if run.Hidden, err = checkHidden(dump, text, &report); err != nil {
+			return err
+		}
+	}
+	return b.explain(ctx, run.List)
+}
+
+// records are copied to a file first: a file of debugfs has no size.
+func (b *bench) records(ctx context.Context) ([]record, error) {
+	if _, err := b.guest.Run(ctx, "dd", "if="+truthPages, "of="+guestPages, "bs=64k"); err != nil {
+		return nil, err
+	}
+	raw, err := b.guest.ReadFile(ctx, guestPages)
+	if err != nil {
+		return nil, err
+	}
+	_, err = b.guest.Run(ctx, "rm", guestPages)
+	return errorsOr(readRecords(bufio.NewReader(bytes.NewReader(raw))))(err)
+}
+
+func errorsOr[T any](v T, err error) func(error) (T, error) {
+	return func(other error) (T, error) { return v, errors.Join(err, other) }
+}
+
+// maxExplained bounds how many pages are fetched from the guest.
+const maxExplained = 16
+
+func (b *bench) explain(ctx context.Context, list []Mismatch) error {
+	for i := range list[:min(len(list), maxExplained)] {
+		m := &list[i]
+		if m.kept == 0 {
+			continue
+		}
+		if _, err := b.guest.Run(ctx, "dd", "if="+truthContent, "of="+guestPage, "bs="+strconv.Itoa(session.PageSize),
+			"skip="+strconv.Itoa(int(m.kept-1)), "count=1"); err != nil {
+			return err
+		}
+		was, err := b.guest.ReadFile(ctx, guestPage)
+		if err != nil {
+			return err
+		}
+		if len(was) != session.PageSize {
+			return fmt.Errorf("page frame %s: %d bytes of its content in the stop", m.PFN, len(was))
+		}
+		m.explain(was)
+	}
+	return nil
+}
+
+// output keeps what a command says.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{}
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.more != nil {
+		close(o.more)
+		o.more = nil
+	}
+	return o.text.Write(b)
+}
+
+// read returns the text and a channel that is closed when there is more.
+func (o *output) read() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.more == nil {
+		o.more = make(chan struct{})
+	}
+	return o.text.String(), o.more
+}
+
+// wait returns when the text is there.
+func (o *output) wait(ctx context.Context, text string, ended <-chan struct{}) error {
+	for {
+		said, more := o.read()
+		if strings.Contains(said, text) {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ended:
+			return fmt.Errorf("it ended and never said %q: %s", text, o.lastLine())
+		case <-ctx.Done():
+			return fmt.Errorf("it does not say %q, but %q: %w", text, said, context.Cause(ctx))
+		}
+	}
+}
+
+func (o *output) lastLine() string {
+	text, _ := o.read()
+	return lastLine(text)
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
+var _ io.Writer = (*output)(nil)
+
+// warmLoads need kernel modules, and loading these changes the direct map for good: they run once before its
+// state is taken.
+var warmLoads = []string{"ext4", "xfs", "network"}
+
+// codeLoads make the kernel load code, or change what its direct map allows.
+var codeLoads = []string{"module", "bpf"}
+
+// load is a program in the guest that keeps it busy.
+type load struct {
+	cmd         *guest.Cmd
+	said        *output
+	changesCode bool
+}
+
+func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
+	l := &load{said: &output{}}
+	if name == "idle" || name == codeLoad {
+		l.changesCode = name == codeLoad
+		return l, nil
+	}
+	kinds := strings.Split(name, "+")
+	for _, kind := range kinds {
+		l.changesCode = l.changesCode || slices.Contains(codeLoads, kind)
+	}
+	ready := "load: running"
+	l.cmd = b.guest.Command(provide.Program, strings.Join(kinds, ","))
+	if name == hiddenLoad {
+		ready, l.changesCode = hiddenReady, true
+		l.cmd = b.guest.Command(guestHidden)
+	}
+	l.cmd.Stdout, l.cmd.Stderr = l.said, l.said
+	if err := l.cmd.Start(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	if err := l.said.wait(ctx, ready, l.cmd.Exited()); err != nil {
+		return nil, errors.Join(fmt.Errorf("the load: %w", err), l.kill())
+	}
+	return l, nil
+}
+
+// stop ends the load and returns its last line.
+func (l *load) stop(ctx context.Context) (string, error) {
+	if l.cmd == nil {
+		return "", nil
+	}
+	if err := l.cmd.Signal(unix.SIGTERM); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	err := l.cmd.Wait(ctx)
+	last := l.said.lastLine()
+	if err != nil {
+		return last, fmt.Errorf("%w: %s", err, last)
+	}
+	return last, nil
+}
+
+func (l *load) kill() error {
+	if l.cmd == nil {
+		return nil
+	}
+	return l.cmd.Kill()
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// hidden holds memory in a guest that a dump must never touch: pages of
+// memfd_secret(2), which are not in the kernel's direct map, and pages that were
+// poisoned with MADV_HWPOISON, where the kernel can do that. It prints
+//
+//	hidden: holding secret=PFN,PFN,... poisoned=PFN,...
+//
+// with the page frames in hexadecimal, or "none (why)". Until SIGTERM it makes and
+// gives back more secret pages all the time. Then it checks that the secret is
+// what it was, and prints "hidden: ok".
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	held     = 32 // secret pages
+	poisoned = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Println("hidden: FAILED", err)
+		os.Exit(1)
+	}
+	fmt.Println("hidden: ok")
+}
+
+func run(ctx context.Context) error {
+	pages, err := secret(held)
+	if err != nil {
+		return err
+	}
+	fill(pages)
+	frames, err := framesOf(pages)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("hidden: holding secret=%s poisoned=%s\n", strings.Join(frames, ","), poison())
+	for ctx.Err() == nil {
+		more, err := secret(held)
+		if err != nil {
+			return err
+		}
+		fill(more)
+		if err := check(more); err != nil {
+			return err
+		}
+		if err := unix.Munmap(more); err != nil {
+			return err
+		}
+	}
+	return check(pages)
+}
+
+// secret maps pages that only this process can reach.
+func secret(n int) ([]byte, error) {
+	fd, err := unix.MemfdSecret(0)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_secret: %w", err)
+	}
+	defer unix.Close(fd)
+	bytes := n * os.Getpagesize()
+	if err := unix.Ftruncate(fd, int64(bytes)); err != nil {
+		return nil, err
+	}
+	return unix.Mmap(fd, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+func fill(b []byte) {
+	for i := range b {
+		b[i] = byte(i*7 + i>>12)
+	}
+}
+
+func check(b []byte) error {
+	want := make([]byte, len(b))
+	fill(want)
+	if !bytes.Equal(b, want) {
+		return errors.New("secret memory is not what was written")
+	}
+	return nil
+}
+
+// framesOf reads the page frames of this process's memory.
+func framesOf(b []byte) ([]string, error) {
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	start := addressOf(b) / uint64(os.Getpagesize())
+	raw := make([]byte, 8*len(b)/os.Getpagesize())
+	if _, err := f.ReadAt(raw, int64(start*8)); err != nil {
+		return nil, fmt.Errorf("pagemap: %w", err)
+	}
+	var frames []string
+	for ; len(raw) > 0; raw = raw[8:] {
+		const present, frame = 1 << 63, 1<<55 - 1
+		v := binary.LittleEndian.Uint64(raw)
+		if v&present == 0 || v&frame == 0 {
+			return nil, fmt.Errorf("pagemap: entry %#x has no page frame", v)
+		}
+		frames = append(frames, strconv.FormatUint(v&frame, 16))
+	}
+	return frames, nil
+}
+
+// poison has the kernel take some pages out of use, as if the memory were broken.
+func poison() string {
+	size := os.Getpagesize()
+	b, err := unix.Mmap(-1, 0, poisoned*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Sprintf("none (%v)", err)
+	}
+	fill(b)
+	frames, err := framesOf(b)
+	if err != nil {
+		return fmt.Sprintf("none (%v)", err)
+	}
+	if err := unix.Madvise(b, unix.MADV_HWPOISON); err != nil {
+		return fmt.Sprintf("none (%v)", err)
+	}
+	return strings.Join(frames, ",")
+}
