@@ -169,12 +169,19 @@ func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []s
 	}
 	if restored && name == codeLoad {
 		tablesErr = errors.Join(tablesErr, checkCode(before, after))
+		if _, err := b.guest.Run(ctx, "rmmod", provide.LoopModules[0]); err != nil {
+			return err
+		}
 	}
 	for _, run := range runs {
 		run.LoadSaid, run.TablesRestored = said, restored && tablesErr == nil
+		// The next load may be better.
+		if err := errors.Join(loadErr, tablesErr); err != nil && run.Error == "" {
+			run.Error = err.Error()
+		}
 	}
 	r.Runs = append(r.Runs, runs...)
-	return errors.Join(err, loadErr, tablesErr)
+	return err
 }
 
 func (b *bench) spoil(ctx context.Context, what string) error {
