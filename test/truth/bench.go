@@ -124,7 +124,11 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []string) error {
 	for _, kind := range strings.Split(name, "+") {
 		if slices.Contains(warmLoads, kind) {
-			if _, err := b.guest.Run(ctx, provide.Program, "--seconds", "1", kind); err != nil {
+			warm, err := b.startLoad(ctx, kind)
+			if err != nil {
+				return err
+			}
+			if _, err := warm.stop(ctx); err != nil {
 				return err
 			}
 		}
@@ -364,10 +368,10 @@ var _ io.Writer = (*output)(nil)
 
 // warmLoads need kernel modules, and loading these changes the direct map for good: they run once before its
 // state is taken.
-var warmLoads = []string{"ext4", "xfs", "network"}
+var warmLoads = []string{"ext4", "xfs"}
 
 // codeLoads make the kernel load code, or change what its direct map allows.
-var codeLoads = []string{"module", "bpf"}
+var codeLoads = []string{"module", "bpf", "network"}
 
 // load is a program in the guest that keeps it busy.
 type load struct {
