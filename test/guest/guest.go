@@ -354,7 +354,7 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 	words = append(words, c.Append...)
 	args := []string{
 		"-accel", accel, "-machine", "q35", "-cpu", c.CPU,
-		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMiB) + "M",
+		"-smp", smp(c), "-m", strconv.Itoa(c.MemoryMiB) + "M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", c.Kernel.Image(), "-initrd", initramfs, "-append", strings.Join(words, " "),
 		"-chardev", "file,id=console,path=" + strings.ReplaceAll(g.consolePath(), ",", ",,"),
@@ -399,6 +399,15 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		args = append(args, "-netdev", netdev, "-device", "virtio-net-pci,netdev=net")
 	}
 	return append(args, c.ExtraArgs...)
+}
+
+// smp gives each NUMA node a socket, where that comes out even: the kernel doubts a machine in
+// which a socket is in two nodes.
+func smp(c Config) string {
+	if c.NUMANodes > 0 && c.CPUs%c.NUMANodes == 0 {
+		return fmt.Sprintf("%d,sockets=%d", c.CPUs, c.NUMANodes)
+	}
+	return strconv.Itoa(c.CPUs)
 }
 
 // numaArgs shares memory and CPUs among nodes; the last one gets what is left.

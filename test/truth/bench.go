@@ -68,10 +68,11 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
-		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
+		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
+			{Path: guestShipped, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
 			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
 			{Path: guestHidden, Source: filepath.Join(o.bin, "test/hidden")},

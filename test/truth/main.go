@@ -9,6 +9,9 @@
 // that it might, on a lost page, if page tables are not as they were, and if the
 // guest's console has trouble.
 //
+// With -shipped the module without instruments makes one more dump at the end, which crash and
+// drgn judge.
+//
 // With -bite a range of mappings is left uncovered on purpose; then it is the
 // absence of mismatches that is the failure.
 package main
@@ -35,6 +38,8 @@ const limit = 90 * time.Minute
 type options struct {
 	series, cpu, out, bin string
 	memoryMiB, cpus       int
+	nodes                 int
+	shipped               bool
 	loads                 []string
 	bites                 []string
 	dumps                 int
@@ -53,6 +58,7 @@ func main() {
 	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
 	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`")
 	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	flag.IntVar(&o.nodes, "nodes", 0, "NUMA nodes of the guest; 0: no NUMA")
 	flag.StringVar(&o.cpu, "cpu", "max", "QEMU's CPU `model`")
 	flag.StringVar(&o.out, "out", "out/truth", "`directory` for logs")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod-instrumented/ and kmod-test/")
@@ -61,6 +67,7 @@ func main() {
 	flag.IntVar(&o.dumps, "dumps", 1, "dumps under each load")
 	flag.UintVar(&o.level, "dump-level", 31, "dump level, makedumpfile's `bits`")
 	flag.IntVar(&o.keepMiB, "keep", 256, "`MiB` of the guest's memory for content of the stop, to show what differs")
+	flag.BoolVar(&o.shipped, "shipped", false, "dump with the module as it is shipped too, and have the readers judge that dump")
 	words := flag.String("append", "", "`words` for the guest's kernel command line")
 	flag.Parse()
 	o.loads, o.bites, o.words = names(*loads), names(*bites), strings.Fields(*words)
@@ -105,6 +112,9 @@ func run(ctx context.Context, o options) (r *Report, err error) {
 	defer func() { err = errors.Join(err, b.close()) }()
 	r = &Report{Kernel: kernel.Release, MemoryMiB: o.memoryMiB, CPUs: o.cpus, KVM: guest.UsesKVM(), DumpLevel: o.level}
 	err = b.all(ctx, r)
+	if o.shipped {
+		err = errors.Join(err, b.shippedToo(ctx, r, kernel))
+	}
 	err = errors.Join(err, b.guest.CheckConsole())
 	r.total()
 	return r, errors.Join(r.verdict(), err, r.write(filepath.Join(filepath.Dir(o.out), "truth.json")))

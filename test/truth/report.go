@@ -9,6 +9,8 @@ import (
 	"os"
 	"sort"
 	"strings"
+
+	"livedump.io/test/guest"
 )
 
 // Run is one dump under one load.
@@ -44,6 +46,9 @@ type Report struct {
 	// Bites says for each range that was left uncovered on purpose how many pages differed.
 	Bites map[string]uint64 `json:"bites,omitempty"`
 	Runs  []*Run            `json:"runs"`
+	// Machine and Shipped are there with -shipped only.
+	Machine *guest.Machine `json:"machine,omitempty"`
+	Shipped *Shipped       `json:"shipped,omitempty"`
 }
 
 // total sums up the runs that were not spoilt.
