@@ -199,6 +199,22 @@ void ld_window_close(void);
  * Return: true if it overlaps with what ld_wp_add_own() was given.
  */
 bool ld_is_own(unsigned long va, unsigned long size);
+
+/**
+ * ld_is_own_whole() - is all of this memory the module's own?
+ * @va: where it begins
+ * @size: bytes
+ *
+ * Return: true if one piece that ld_wp_add_own() was given holds all of it.
+ */
+bool ld_is_own_whole(unsigned long va, unsigned long size);
+
+/**
+ * ld_own_uncover() - mark the pages of the module's own memory as uncovered
+ *
+ * Before the stop, which passes over them: they grow with RAM.
+ */
+void ld_own_uncover(void);
 void ld_own_release(void);
 
 /* ---- plan.c ---- */

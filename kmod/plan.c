@@ -163,6 +163,8 @@ static u64 sum_of(const struct ld_checked *c)
 	for (i = c->first; i < c->end; i++) {
 		ld_entry v = READ_ONCE(c->table[i]);
 
+		if (!v)
+			continue;	/* most of the vmalloc area's */
 		if (v & _PAGE_PRESENT && !is_leaf(v, c->level))
 			sum = sum * 0x9e3779b97f4a7c15ULL + (i ^ (v & PTE_PFN_MASK));
 	}
@@ -399,13 +401,16 @@ static void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, int level
 {
 	unsigned long pfn = leaf_pfn(v, level), nr = level_size(level) >> PAGE_SHIFT;
 	unsigned long i;
+	bool own;
 
 	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn)) {
 		ld_code_note(v, level, l->range);
 		return;		/* read-only, or a device */
 	}
-	if (!l->writable_later || !(v & _PAGE_NX) || any_hot(pfn, nr) ||
-	    (l->has_own && ld_is_own(va, level_size(level))) ||
+	own = l->has_own && ld_is_own(va, level_size(level));
+	if (own && level == LEVEL_PTE)
+		return;		/* see ld_own_uncover() */
+	if (own || !l->writable_later || !(v & _PAGE_NX) || any_hot(pfn, nr) ||
 	    (level == LEVEL_PTE && l->range == &ld_vmalloc && like_a_stack(e))) {
 		for (i = 0; i < nr; i++)
 			ld_page_uncover(pfn + i);
@@ -423,7 +428,7 @@ static void protect_below(const struct ld_pmd_table *t, int i)
 	int j;
 
 	if (!(v & _PAGE_PRESENT) || !entry_touches(t->range, va, LEVEL_PMD) ||
-	    ld_truth_spoils(t->range))
+	    ld_truth_spoils(t->range) || ld_is_own_whole(va, PMD_SIZE))
 		return;
 	if (is_leaf(v, LEVEL_PMD)) {
 		look_at_table(&l, t->table, va, PMD_SIZE);
@@ -528,6 +533,7 @@ int ld_wp_plan(void)
 	err = err ?: ld_window_open();
 	if (err)
 		return err;
+	ld_own_uncover();
 	atomic_set(&pmd_taken, 0);
 	atomic_set(&plan_taken, 0);
 	ld_plan_reset();

@@ -48,6 +48,35 @@ bool ld_is_own(unsigned long va, unsigned long size)
 	return false;
 }
 
+bool ld_is_own_whole(unsigned long va, unsigned long size)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_own; i++)
+		if (va >= own[i].start && va + size <= own[i].end)
+			return true;
+	return false;
+}
+
+/* Before the stop, which passes over the module's own memory: it grows with RAM. */
+void ld_own_uncover(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_own; i++) {
+		unsigned long va;
+
+		for (va = own[i].start; va < own[i].end; va += PAGE_SIZE) {
+			unsigned long pfn = ld_va_to_pfn(va);
+
+			if (pfn < ld_max_pfn)
+				ld_page_uncover(pfn);
+			if (!(va % PMD_SIZE))
+				cond_resched();
+		}
+	}
+}
+
 /*
  * The tables of the ranges that are protected at their leaves lie anywhere in
  * memory.  To leave them writable in the direct map would break it up into 4 KiB

@@ -333,14 +333,15 @@ func (m *machine) absent(ctx context.Context, before guest.PageTables) error {
 	if err := m.set(ctx, parameters+"absent_cpu", "1"); err != nil {
 		return err
 	}
-	d, err := m.startDump(ctx)
+	// On CPU 0: the CPU of the FREEZE call is there anyhow.
+	d, err := m.startDumpOn(ctx, "1")
 	if err != nil {
 		return err
 	}
 	r, err := d.wait(ctx)
 	var exit *guest.ExitError
 	if !errors.As(err, &exit) {
-		return fmt.Errorf("the dump was to fail, but: %w", err)
+		return fmt.Errorf("the dump was to fail, but its error is %v", err)
 	}
 	if r.Reason != "StopFailed" || r.MissingCPUs != 1<<1 || !strings.Contains(r.Error, "[1]") {
 		return fmt.Errorf("reason %q, CPUs %#x, error %q: want StopFailed and CPU 1", r.Reason, r.MissingCPUs, r.Error)
@@ -383,10 +384,15 @@ type dump struct {
 }
 
 func (m *machine) startDump(ctx context.Context, flags ...string) (*dump, error) {
+	return m.startDumpOn(ctx, fmt.Sprintf("%x", 1<<m.cpus-1), flags...)
+}
+
+// startDumpOn keeps the agent on the CPUs of a mask in hexadecimal digits.
+func (m *machine) startDumpOn(ctx context.Context, mask string, flags ...string) (*dump, error) {
 	if err := m.erase(); err != nil {
 		return nil, err
 	}
-	argv := append([]string{agent, "dump", "--device", device, "--module", module, "--keep-module",
+	argv := append([]string{"taskset", mask, agent, "dump", "--device", device, "--module", module, "--keep-module",
 		"--report", report}, flags...)
 	r, w := io.Pipe()
 	d := &dump{m: m, cmd: m.Command(argv...), said: &output{more: make(chan struct{})}, input: w}
@@ -414,7 +420,7 @@ func (d *dump) waitFor(ctx context.Context, step string) error {
 	for {
 		text, more := d.said.read()
 		for _, line := range strings.Split(text, "\n") {
-			if strings.TrimSpace(line) == step {
+			if strings.TrimSpace(line) == "paused before "+step {
 				return nil
 			}
 		}
