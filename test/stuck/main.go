@@ -116,9 +116,13 @@ func run(ctx context.Context, o options) (err error) {
 	m.Guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus,
-		// The kernel's watchdogs would rightly report the CPUs that this test makes stuck.
-		Append: []string{"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "workqueue.watchdog_thresh=0"},
-		Disks:  []guest.Disk{{Image: m.image, Serial: "livedump-target"}},
+		Append: []string{
+			// The kernel's watchdogs would rightly report the CPUs that this test makes stuck.
+			"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "workqueue.watchdog_thresh=0",
+			// What the scheduler has put on such a CPU waits with it, the guest's own init too.
+			fmt.Sprintf("isolcpus=%d,%d", o.cpus-2, o.cpus-1),
+		},
+		Disks: []guest.Disk{{Image: m.image, Serial: "livedump-target"}},
 		Files: []guest.File{
 			{Path: module, Source: file("kmod-instrumented", "livedump.ko")},
 			{Path: stuckModule, Source: file("kmod-test", "livedump_stuck.ko")},
