@@ -87,7 +87,7 @@ func median(v []float64) float64 {
 
 // measure times every kind of fault in several sessions of one guest.
 func (b *bench) measure(ctx context.Context) error {
-	if out, err := b.shell(ctx, "insmod "+guestInstrumented); err != nil {
+	if out, err := b.shell(ctx, "insmod "+guestInstrumented+" measure=1"); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	report := costReport{Kernel: b.kernel.Release, RAMMiB: b.o.memoryMiB, CPUs: b.o.cpus, KVM: guest.UsesKVM(), Rounds: costRounds}
