@@ -100,11 +100,12 @@ static void timed_write(struct page *page)
 	u32 what;
 
 	local_irq_save(flags);
-	last_what[smp_processor_id()] = 0;
+	/* The fault writes it in between, of which the compiler knows nothing. */
+	WRITE_ONCE(last_what[smp_processor_id()], 0);
 	began = rdtsc_ordered();
 	WRITE_ONCE(*word, *word + 1);
 	took = rdtsc_ordered() - began;
-	what = last_what[smp_processor_id()];
+	what = READ_ONCE(last_what[smp_processor_id()]);
 	local_irq_restore(flags);
 	add(&writes[kind_of(what)], to_ns(took));
 }
