@@ -102,7 +102,7 @@ u64 ld_reserve_size(u64 limit_bytes, u64 estimate)
 	 * what is likely to be of use: what one does not write to is not needed.
 	 */
 	want = min_t(u64, ld_ram_pages / 16, MAX_DEFAULT_PAGES) + stop_pages();
-	return bounded(round_up(min(want, available() / 4), BIT(LD_MAX_ORDER)));
+	return bounded(min(round_up(want, BIT(LD_MAX_ORDER)), available() / 4));
 }
 
 /* ---- the pages themselves ---- */
