@@ -39,7 +39,7 @@ test-kernel: kmod kmod-test build-agent ## Dump a guest of KERNEL with RAM MiB a
 build-load:
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/load ./test/load
 
-# Dumps that test-pivot takes, and what it leaves unprotected to see itself fail (vmalloc, modules, image).
+# Dumps that test-pivot takes (test-truth takes one under each load, or as many as are asked for), and what it leaves unprotected to see itself fail (vmalloc, modules, image).
 DUMPS ?= 50
 SPOIL ?=
 .PHONY: test-pivot

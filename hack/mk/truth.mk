@@ -6,8 +6,6 @@
 LOAD ?= fork,slab
 # Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap.
 BITE ?=
-# Dumps under each load.
-DUMPS ?= 1
 # Dump level, makedumpfile's bits.
 LEVEL ?= 31
 
@@ -15,4 +13,4 @@ LEVEL ?= 31
 test-truth: kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/hidden ./test/truth/hidden
-	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(DUMPS) -dump-level $(LEVEL) -out out/truth
+	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -out out/truth
