@@ -16,7 +16,8 @@ func TestJudgeRow(t *testing.T) {
 		for n := range int64(sessions) {
 			noise := n * 7919 % 200 // KiB
 			for _, g := range growth {
-				v := int64(100_000) + perSession[g.name]*n
+				v := g.sign * max(0, settling-n) * 500 // caches that are filled once
+				v = int64(100_000) - v + perSession[g.name]*n
 				if g.name == "MemAvailable" || g.name == "Slab" {
 					v += noise
 				}
