@@ -388,18 +388,26 @@ type dump struct {
 }
 
 func (m *machine) startDump(ctx context.Context, flags ...string) (*dump, error) {
-	return m.startDumpOn(ctx, fmt.Sprintf("%x", 1<<m.cpus-1), flags...)
+	return m.startDumpOn(ctx, "", flags...)
 }
 
-// startDumpOn keeps the agent on the CPUs of a mask in hexadecimal digits.
+// startDumpOn keeps the agent on the CPUs of a mask in hexadecimal digits, if there is one.
 func (m *machine) startDumpOn(ctx context.Context, mask string, flags ...string) (*dump, error) {
 	if err := m.erase(); err != nil {
 		return nil, err
 	}
-	argv := append([]string{"taskset", mask, agent, "dump", "--device", device, "--module", module, "--keep-module",
-		"--report", report}, flags...)
+	var argv []string
+	if mask != "" {
+		argv = []string{"taskset", mask}
+	}
+	log, err := os.OpenFile(filepath.Join(m.out, "agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	argv = append(argv, append([]string{agent, "dump", "--device", device, "--module", module, "--keep-module",
+		"--report", report}, flags...)...)
 	r, w := io.Pipe()
-	d := &dump{m: m, cmd: m.Command(argv...), said: &output{more: make(chan struct{})}, input: w}
+	d := &dump{m: m, cmd: m.Command(argv...), said: &output{log: log, more: make(chan struct{})}, input: w}
 	d.cmd.Stdin = r
 	d.cmd.Stdout, d.cmd.Stderr = d.said, d.said
 	return d, d.cmd.Start(ctx)
@@ -444,6 +452,7 @@ func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
 func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
 	d.input.Close()
 	runErr := d.cmd.Wait(ctx)
+	d.said.log.Close()
 	text, _ := d.said.read()
 	var exit *guest.ExitError
 	if runErr != nil && !errors.As(runErr, &exit) {
@@ -463,8 +472,9 @@ func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
 	return r, runErr
 }
 
-// output keeps what is written and tells who waits for more.
+// output keeps what is written, in a file too, and tells who waits for more.
 type output struct {
+	log  *os.File
 	mu   sync.Mutex
 	text bytes.Buffer
 	more chan struct{}
@@ -475,7 +485,8 @@ func (o *output) Write(b []byte) (int, error) {
 	defer o.mu.Unlock()
 	close(o.more)
 	o.more = make(chan struct{})
-	return o.text.Write(b)
+	o.text.Write(b)
+	return o.log.Write(b)
 }
 
 func (o *output) read() (string, <-chan struct{}) {
