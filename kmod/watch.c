@@ -150,6 +150,51 @@ static const struct {
 static struct kprobe probes[ARRAY_SIZE(targets)];
 static bool registered[ARRAY_SIZE(targets)];
 
+/* Its being there keeps the kernel from turning a probe into a jump, some time after the stop. */
+static void no_jump(struct kprobe *p, struct pt_regs *regs, unsigned long flags)
+{
+}
+
+static bool is_tracers(const u8 *code)
+{
+	static const u8 nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
+	const u8 call = 0xe8;
+
+	return !memcmp(code, nop, sizeof(nop)) || *code == call;
+}
+
+/*
+ * Probes a function behind the place that function tracing keeps at its entry, where
+ * arguments are still in their registers.  Not at that place itself: a probe there works through
+ * the tracer, which changes five bytes with other CPUs running over them, and while many
+ * processes were forked a CPU has met the breakpoint of such a change too late, took
+ * it for a probe of its own and jumped to address 0.  Here it is one byte that changes.
+ */
+static int probe_entry(struct kprobe *p, const char *symbol, kprobe_pre_handler_t handler)
+{
+	static const unsigned int offsets[] = { 5, 9 };	/* without and with endbr64 */
+	int err = -ENOENT, i;
+
+	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+		memset(p, 0, sizeof(*p));
+		p->symbol_name = symbol;
+		p->offset = offsets[i];
+		p->pre_handler = handler;
+		p->post_handler = no_jump;
+		err = register_kprobe(p);
+		if (err == -ENOENT)
+			break;
+		if (err)
+			continue;	/* not the beginning of an instruction */
+		if (is_tracers((u8 *)p->addr - 5))
+			return 0;
+		/* Somewhere in the function: the arguments may be gone. */
+		unregister_kprobe(p);
+		err = -EOPNOTSUPP;
+	}
+	return err;
+}
+
 void ld_watch_init(void)
 {
 	int i;
@@ -157,11 +202,8 @@ void ld_watch_init(void)
 	ld_watch_missing = LIVEDUMP_UNWATCHED_MAPPINGS | LIVEDUMP_UNWATCHED_CODE |
 			   LIVEDUMP_UNWATCHED_ATTRIBUTES;
 	for (i = 0; i < ARRAY_SIZE(targets); i++) {
-		int err;
+		int err = probe_entry(&probes[i], targets[i].symbol, targets[i].handler);
 
-		probes[i].symbol_name = targets[i].symbol;
-		probes[i].pre_handler = targets[i].handler;
-		err = register_kprobe(&probes[i]);
 		registered[i] = !err;
 		if (!err)
 			ld_watch_missing &= ~targets[i].group;

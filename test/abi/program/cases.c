@@ -155,7 +155,7 @@ static void bad_arguments(int fd)
 		((unsigned char *)&a.field)[i] = 0x80;					\
 		EXPECT(call(fd, request, &a), EINVAL);					\
 	}
-	RESERVED(livedump_prepare, LIVEDUMP_IOC_PREPARE, reserved);
+	RESERVED(livedump_prepare, LIVEDUMP_IOC_PREPARE, reserved0);
 	RESERVED(livedump_freeze, LIVEDUMP_IOC_FREEZE, reserved);
 	RESERVED(livedump_notes, LIVEDUMP_IOC_NOTES, reserved);
 	RESERVED(livedump_notes, LIVEDUMP_IOC_NOTES, reserved0);
