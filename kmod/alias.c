@@ -44,6 +44,11 @@ struct ld_pfns {
 static struct ld_pfns percpu_area[NR_CPUS];
 static struct ld_pfns idle_task_pages[NR_CPUS];
 static struct ld_pfns boot_stack;	/* CPU 0's idle stack, in the kernel image */
+/*
+ * A CPU that a panic stops clears its bit in the mask of online CPUs and then lowers their
+ * number: after the bit is clear no tracepoint helps it (guard.c).
+ */
+static struct ld_pfns online_count;
 static unsigned long *stop_pfns;	/* copied by whoever comes first */
 static unsigned long nr_stop_pfns, room_stop_pfns;
 static atomic_t copy_error;
@@ -165,6 +170,9 @@ int ld_alias_prepare(void)
 	ld_modules.start = MODULES_VADDR;
 	ld_modules.end = MODULES_END;
 
+	online_count.first = ld_va_to_pfn((unsigned long)&__num_online_cpus);
+	online_count.end = online_count.first + 1;
+	mark_hot(&online_count);
 	for_each_possible_cpu(cpu) {
 		err = find_percpu_area(cpu, &percpu_area[cpu]);
 		if (err)
@@ -221,6 +229,9 @@ int ld_alias_find_stop_copies(void)
 	if (err)
 		return err;
 	err = add_stop_pfns(&boot_stack);
+	if (err)
+		return err;
+	err = add_stop_pfns(&online_count);
 	if (err)
 		return err;
 	for_each_possible_cpu(cpu) {
