@@ -244,6 +244,9 @@ static void some_call(struct dice *d)
 		count(request, call(fd, request, arg));
 }
 
+static const uint32_t known_flags = LIVEDUMP_PAGE_COPY | LIVEDUMP_PAGE_LOST |
+				    LIVEDUMP_PAGE_UNCOVERED | LIVEDUMP_PAGE_TABLE;
+
 /* Pages handed out must be possible ones; the buffers are this thread's own. */
 static void good_next(struct dice *d, int fd, unsigned char *data, struct livedump_page *pages,
 		      uint64_t max_pfn)
@@ -271,7 +274,7 @@ static void good_next(struct dice *d, int fd, unsigned char *data, struct livedu
 		fail("NEXT: %u pages of %u", n.nr_pages, asked);
 	for (i = 0; i < n.nr_pages; i++)
 		if (pages[i].pfn >= max_pfn || pages[i].class_id >= LIVEDUMP_NR_CLASSES ||
-		    !pages[i].class_id || pages[i].flags & ~7U)
+		    !pages[i].class_id || pages[i].flags & ~known_flags)
 			fail("NEXT: page %llx of class %u with flags %x", pages[i].pfn, pages[i].class_id,
 			     pages[i].flags);
 	__atomic_add_fetch(&tally->pages, n.nr_pages, __ATOMIC_RELAXED);
