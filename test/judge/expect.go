@@ -18,7 +18,7 @@ type Expectation struct {
 	// Before is what the guest said before the freeze and After what it said when
 	// the dump was complete. A task that is in both must be in the dump.
 	Before, After *Observation
-	// Churn is by how many tasks the dump may differ from Before, in number, and
+	// Churn is by how many tasks the dump may differ from Before and After, in number, and
 	// how many tasks it may have that neither observation has.
 	Churn int
 	// ParkedTID is a task whose stack is known; 0: none. ParkedFrames are its
@@ -74,8 +74,11 @@ func checkUptime(who string, seconds, slack float64, e Expectation) error {
 // checkTasks compares a reader's list of tasks with the guest's.
 func checkTasks(who string, listed map[int]string, e Expectation) error {
 	var problems []error
-	if n := len(e.Before.Tasks); len(listed) < n-e.Churn || len(listed) > n+e.Churn {
-		problems = append(problems, fmt.Errorf("%s: %d tasks, the guest had %d (allowed difference %d)", who, len(listed), n, e.Churn))
+	// Between the two, pods start whose threads are in both the dump and the later observation.
+	least, most := min(len(e.Before.Tasks), len(e.After.Tasks)), max(len(e.Before.Tasks), len(e.After.Tasks))
+	if len(listed) < least-e.Churn || len(listed) > most+e.Churn {
+		problems = append(problems, fmt.Errorf("%s: %d tasks, the guest had %d before and %d after (allowed difference %d)",
+			who, len(listed), len(e.Before.Tasks), len(e.After.Tasks), e.Churn))
 	}
 	var missing, unknown []string
 	for tid, before := range e.Before.Tasks {
