@@ -95,14 +95,20 @@ static void release_parts(void)
 	ld_pages_release();
 }
 
+/* The memory is as it was, and nobody watches it any more.  Any state, any number of times. */
+static void let_go(void)
+{
+	ld_wp_restore();
+	ld_guard_end();
+	ld_watch_thaw();
+}
+
 /* Restores the tables and gives everything back.  Any state, any number of times. */
 static void end_session(void)
 {
 	u64 start = ktime_get_ns();
 
-	ld_wp_restore();
-	ld_guard_end();
-	ld_watch_thaw();
+	let_go();
 	if (s.state == LIVEDUMP_STATE_FROZEN) {
 		s.thaw_ns = ktime_get_ns() - start;
 		trace_thaw(s.thaw_ns, atomic64_read(&ld_counters.faults),
@@ -297,9 +303,7 @@ static int dry_run(struct livedump_prepare *arg, unsigned long caller)
 	start = ktime_get_ns();
 	ld_classify_all(class_pages, &to_dump, &uncovered);
 	err = ld_calibrate_observe(start, arg->calibrate_ms, times.stop_ns);
-	ld_wp_restore();
-	ld_guard_end();
-	ld_watch_thaw();
+	let_go();
 	release_parts();
 	if (err)
 		return err;
@@ -390,7 +394,6 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 	if (s.owner != owner || s.state != LIVEDUMP_STATE_PREPARED)
 		goto out;
 
-	arg->realtime_ns = ktime_get_real_ns();
 	err = ld_stop_run(&stop_ops, caller, &s.times);
 	if (err == -EAGAIN)
 		goto out;	/* nothing was changed: it may be tried again */
@@ -399,6 +402,8 @@ int ld_session_freeze(struct file *owner, struct livedump_freeze *arg, unsigned 
 		end_session();
 		goto out;
 	}
+	/* The instant is the stop of the attempt that succeeded. */
+	arg->realtime_ns = ktime_get_real_ns() - s.times.stop_ns;
 	s.state = LIVEDUMP_STATE_FROZEN;
 	s.stop_copies = atomic64_read(&ld_counters.copies) -
 			atomic64_read(&ld_counters.fault_copies);

@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"livedump.io/internal/kdump"
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
@@ -279,45 +278,6 @@ func (b *bench) dump(ctx context.Context, flags ...string) (*engine.Report, erro
 		return nil, errors.Join(runErr, fmt.Errorf("the agent's report: %w", err))
 	}
 	return r, runErr
-}
-
-// copyDump copies a dump off the disk's image, and checks all of it.
-func (b *bench) copyDump(ctx context.Context, r *engine.Report, target string) error {
-	in, err := os.Open(b.image)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(target)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := io.CopyN(out, in, int64(r.SizeBytes)); err != nil {
-		return fmt.Errorf("copy the dump: %w", err)
-	}
-	if err := out.Close(); err != nil {
-		return err
-	}
-	return verifyDump(ctx, target, r)
-}
-
-// verifyDump reads every page of a dump and compares it with the agent's report.
-func verifyDump(ctx context.Context, file string, r *engine.Report) error {
-	d, err := kdump.Open(file)
-	if err != nil {
-		return fmt.Errorf("verify the dump: %w", err)
-	}
-	defer d.Close()
-	found, err := d.Verify(ctx, kdump.VerifyOptions{})
-	if err != nil {
-		return fmt.Errorf("verify the dump: %w", err)
-	}
-	if !found.OK || found.Pages != r.PagesDumped || found.Bytes != r.SizeBytes || found.SHA256 != r.SHA256 {
-		return fmt.Errorf("verify the dump: found %+v, the agent reported %d pages, %d bytes, SHA-256 %s",
-			found, r.PagesDumped, r.SizeBytes, r.SHA256)
-	}
-	return nil
 }
 
 // header returns the first bytes of the target.

@@ -15,6 +15,7 @@ import (
 	"livedump.io/internal/session"
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
+	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
 )
 
@@ -72,7 +73,7 @@ func (b *bench) judgedDump(ctx context.Context, before state) error {
 	if err := checkReport(r); err != nil {
 		return err
 	}
-	if err := b.copyDump(ctx, r, b.dumpFile()); err != nil {
+	if err := guestdump.CopyOff(ctx, b.image, b.dumpFile(), r); err != nil {
 		return err
 	}
 	b.report.TablesRestored, err = b.restored(ctx, before)
@@ -205,7 +206,7 @@ func (b *bench) moduleByAgent(ctx context.Context) error {
 
 // verifyTarget checks the dump on the disk, without keeping it.
 func (b *bench) verifyTarget(ctx context.Context, r *engine.Report) error {
-	return verifyDump(ctx, b.image, r)
+	return guestdump.Verify(ctx, b.image, r)
 }
 
 // judge has the readers look at the judged dump. The guest is gone by then.

@@ -13,7 +13,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -248,49 +247,17 @@ func bite(ctx context.Context, g *guest.Guest, chains []chain, r *result) error 
 // startLoad keeps the guest a little busy; the function that it returns ends that.
 func startLoad(ctx context.Context, g *guest.Guest) (end func() error, err error) {
 	step("start the load %s", loads)
-	c := g.Command(provide.Program, "-pause", loadPause, loads)
-	running := make(chan struct{})
-	said := &watcher{word: "load: running", seen: running}
-	c.Stdout, c.Stderr = said, said
-	if err := c.Start(ctx); err != nil {
+	starting, cancel := context.WithTimeout(ctx, loadWait)
+	defer cancel()
+	stop, err := provide.Start(starting, g, "-pause", loadPause, loads)
+	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-running:
-	case <-c.Exited():
-		return nil, fmt.Errorf("the load ended before it ran: %s", said.text.String())
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-time.After(loadWait):
-		return nil, fmt.Errorf("the load does not run after %v", loadWait)
-	}
 	return func() error {
-		if err := c.Signal(unix.SIGTERM); err != nil {
-			return err
-		}
 		ctx, cancel := context.WithTimeout(ctx, loadWait)
 		defer cancel()
-		if err := c.Wait(ctx); err != nil {
-			return fmt.Errorf("%w: %s", err, said.text.String())
-		}
-		return nil
+		return stop(ctx)
 	}, nil
-}
-
-// watcher keeps what is written, and closes seen when a word was.
-type watcher struct {
-	text bytes.Buffer
-	word string
-	seen chan struct{}
-}
-
-func (w *watcher) Write(b []byte) (int, error) {
-	w.text.Write(b)
-	if w.seen != nil && strings.Contains(w.text.String(), w.word) {
-		close(w.seen)
-		w.seen = nil
-	}
-	return len(b), nil
 }
 
 func dumps(ctx context.Context, g *guest.Guest, o options, image string, chains []chain, r *result) error {

@@ -12,6 +12,7 @@ import (
 	"livedump.io/internal/session"
 	"livedump.io/test/guest"
 	"livedump.io/test/guestsession"
+	"livedump.io/test/load/provide"
 	"livedump.io/test/pagetables"
 )
 
@@ -224,7 +225,7 @@ func untilStats(ctx context.Context, d *guestsession.Driver, wanted func(guestse
 // strictFailure writes more pages than the smallest reserve holds. With nothing left out of the dump, every
 // page that changes hands takes a copy.
 func strictFailure(ctx context.Context, b *bench) error {
-	end, err := b.startLoad(ctx, "alloc")
+	end, err := provide.Start(ctx, b.Guest, "alloc")
 	if err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func run(ctx context.Context, o options, r *result) (err error) {
 
 // underLoad runs f while a load goes on.
 func (b *bench) underLoad(ctx context.Context, load []string, f func() error) error {
-	end, err := b.startLoad(ctx, load...)
+	end, err := provide.Start(ctx, b.Guest, load...)
 	if err != nil {
 		return err
 	}

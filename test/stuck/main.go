@@ -28,9 +28,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"livedump.io/internal/kdump"
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
+	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
 )
 
@@ -249,7 +249,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if r.CPUs != m.cpus || r.LostPages != 0 {
 		return in, fmt.Errorf("registers of %d CPUs, %d pages lost", r.CPUs, r.LostPages)
 	}
-	return in, m.copyDump(ctx, r, in.Dump)
+	return in, guestdump.CopyOff(ctx, m.image, in.Dump, r)
 }
 
 // spinning waits until exactly these CPUs spin.
@@ -300,35 +300,6 @@ func (m *machine) complete(ctx context.Context, d *dump) error {
 			return fmt.Errorf("the dump is not complete: %w; the agent said %s", context.Cause(ctx), text)
 		}
 	}
-}
-
-func (m *machine) copyDump(ctx context.Context, r *engine.Report, target string) error {
-	in, err := os.Open(m.image)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(target)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := io.CopyN(out, in, int64(r.SizeBytes)); err != nil {
-		return fmt.Errorf("copy the dump: %w", err)
-	}
-	if err := out.Close(); err != nil {
-		return err
-	}
-	d, err := kdump.Open(target)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	found, err := d.Verify(ctx, kdump.VerifyOptions{})
-	if err == nil && !found.OK {
-		err = fmt.Errorf("the dump does not verify: %+v", found)
-	}
-	return err
 }
 
 // absent has a CPU not arrive in the stop.

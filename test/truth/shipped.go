@@ -11,9 +11,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"livedump.io/internal/kdump"
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
+	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
 )
 
@@ -91,7 +91,7 @@ func (b *bench) shipped(ctx context.Context) (s *Shipped, err error) {
 		return s, err
 	}
 	s.TablesRestored = true
-	return s, b.copyDump(ctx, report, s.dump)
+	return s, guestdump.CopyOff(ctx, b.image, s.dump, report)
 }
 
 // park starts a task that sleeps in a place that is known, and returns how to end it.
@@ -122,39 +122,6 @@ func (b *bench) agent(ctx context.Context, module string) (*engine.Report, error
 		return nil, fmt.Errorf("the agent's report: %w", err)
 	}
 	return report, nil
-}
-
-// copyDump copies a dump off the disk's image, and checks all of it.
-func (b *bench) copyDump(ctx context.Context, r *engine.Report, target string) error {
-	in, err := os.Open(b.image)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(target)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := io.CopyN(out, in, int64(r.SizeBytes)); err != nil {
-		return fmt.Errorf("copy the dump: %w", err)
-	}
-	if err := out.Close(); err != nil {
-		return err
-	}
-	d, err := kdump.Open(target)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	found, err := d.Verify(ctx, kdump.VerifyOptions{})
-	if err != nil {
-		return err
-	}
-	if !found.OK || found.Pages != r.PagesDumped || found.SHA256 != r.SHA256 {
-		return fmt.Errorf("verify the dump: found %+v, the agent reported %d pages, SHA-256 %s", found, r.PagesDumped, r.SHA256)
-	}
-	return nil
 }
 
 // judge has the readers look at the dump, and keeps it only if they complain.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package provide
 
 import (
 	"bytes"
@@ -10,13 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"livedump.io/test/load/provide"
+	"livedump.io/test/guest"
 )
 
-// startLoad starts a load and returns when it runs; the function that it returns
-// ends it and says what the load found wrong.
-func (b *bench) startLoad(ctx context.Context, arguments ...string) (end func(context.Context) error, err error) {
-	c := b.Command(append([]string{provide.Program}, arguments...)...)
+// Start starts the program with these arguments in a guest that has its Files, and returns when
+// all loads run. The function that it returns ends them and says what they found wrong.
+func Start(ctx context.Context, g *guest.Guest, arguments ...string) (end func(context.Context) error, err error) {
+	c := g.Command(append([]string{Program}, arguments...)...)
 	said := &watcher{word: "load: running", seen: make(chan struct{})}
 	running := said.seen
 	c.Stdout, c.Stderr = said, said
@@ -28,7 +28,7 @@ func (b *bench) startLoad(ctx context.Context, arguments ...string) (end func(co
 	case <-c.Exited():
 		return nil, fmt.Errorf("the load ended before it ran: %s", said.text.String())
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, fmt.Errorf("the load does not run: %w", context.Cause(ctx))
 	}
 	return func(ctx context.Context) error {
 		if err := c.Signal(unix.SIGTERM); err != nil {
