@@ -10,12 +10,15 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/target"
 )
 
 // Options of Run.
 type Options struct {
+	// Format of the result; Natural is kdump-compressed.
+	Format format.Format
 	Codec kdump.Codec
 	Level int // of the codec
 	// DumpLevel, if it is more than the source's, leaves out classes of pages, makedumpfile's bits.
@@ -49,7 +52,7 @@ func keep(level int, c kdump.Class, zero bool) bool {
 
 var zeroPage [kdump.PageSize]byte
 
-// Run writes the source's pages as a kdump-compressed dump to the file path.
+// Run writes the source's pages as a dump to the file path.
 func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summary, err error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
@@ -67,13 +70,14 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 	if err != nil {
 		return sum, err
 	}
-	out, err := target.CreateFile(path, room+16*int64(s.Lost)+kdump.PageSize, false)
+	out, err := target.CreateFile(path, target.FileOptions{Room: room + 16*int64(s.Lost) + kdump.PageSize})
 	if err != nil {
 		return sum, err
 	}
-	w, err := kdump.NewWriter(out, meta, kdump.Options{Codec: o.Codec, Level: o.Level, Workers: o.Workers, NoReadBack: !o.Verify})
+	defer func() { err = errors.Join(err, out.Close()) }()
+	w, err := format.NewWriter(out, o.Format, meta, kdump.Options{Codec: o.Codec, Level: o.Level, Workers: o.Workers, NoReadBack: !o.Verify})
 	if err != nil {
-		return sum, errors.Join(err, out.Discard())
+		return sum, err
 	}
 	if o.Progress != nil {
 		o.Progress(w.Progress)
@@ -86,9 +90,9 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 		sum, err = w.Finish(ctx)
 	}
 	if err != nil {
-		return sum, errors.Join(err, w.Abort(err), out.Discard())
+		return sum, errors.Join(err, w.Abort(err))
 	}
-	return sum, out.Commit(int64(sum.Bytes))
+	return sum, nil
 }
 
 // countKept is how many pages will be in the dump, lost ones included.
@@ -114,7 +118,7 @@ func (s *Source) countKept(ctx context.Context, workers, level int) (uint64, err
 }
 
 // addKept adds the pages that stay, as many at a time as lie side by side.
-func addKept(w *kdump.Writer, level int, refs []kdump.PageRef, data []byte) error {
+func addKept(w format.Writer, level int, refs []kdump.PageRef, data []byte) error {
 	for start := 0; start < len(refs); {
 		end := start
 		for end < len(refs) {

@@ -104,7 +104,7 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	rec.encode(block.b)
 
 	var sum [sha256.Size]byte
-	if !w.opts.NoReadBack {
+	if !w.opts.NoReadBack && w.flat == nil {
 		w.setStep("Verifying")
 		if sum, err = w.readBack(ctx, block.b, &rec); err != nil {
 			return Summary{}, err
@@ -128,9 +128,9 @@ func (w *Writer) writeTail(rec *Record) error {
 		return err
 	}
 	end := w.data.offset
-	if need := end + w.layout.tailBytes(end, int(rec.LostRanges)); need > w.index.bottom {
+	if need := end + w.layout.tailBytes(end, int(rec.LostRanges)); need > w.index.limit(roomOf(w.out)) {
 		room := roomOf(w.out)
-		return &TargetTooSmallError{Needed: need + room - w.index.bottom, Available: room}
+		return &TargetTooSmallError{Needed: need + room - w.index.limit(room), Available: room}
 	}
 	if err := w.data.appendZeros(roundUp(end, 8) - end); err != nil {
 		return err
@@ -309,6 +309,10 @@ func (w *Writer) readBack(ctx context.Context, block []byte, rec *Record) ([sha2
 func (w *Writer) writeBlock0(block []byte) error {
 	if err := writeAt(w.out, block, 0); err != nil {
 		return err
+	}
+	if w.flat != nil {
+		w.bytesWritten.Add(PageSize)
+		return w.flat.end()
 	}
 	if err := w.out.Sync(); err != nil {
 		return fmt.Errorf("syncing block 0: %w", err)

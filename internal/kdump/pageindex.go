@@ -14,11 +14,14 @@ import (
 // pageIndex keeps what will become the descriptors until all pages have been given, for they come in
 // any order and their place depends on all of them. It takes memory for two runs of pages at most:
 // a full run is sorted and written to the end of the target, below the run before it, and all runs
-// are merged when the pages are asked for in order. Nothing of that stays in the dump.
+// are merged when the pages are asked for in order. Nothing of that stays in the dump. Where the target
+// cannot be read back, runs go to a scratch file.
 //
 // One goroutine at a time calls its methods.
 type pageIndex struct {
 	out      Output
+	scratch  func(room int64) (Scratch, error) // nil: out takes the runs
+	opened   Scratch
 	runPages int
 	failure  *failure
 
@@ -27,7 +30,7 @@ type pageIndex struct {
 
 	spilling sync.WaitGroup
 	spilled  []*spilledRun
-	bottom   int64 // of what is spilled: data must end before it
+	bottom   int64 // of what is spilled: data must end before it, if it is spilled to the target
 }
 
 // run is an unsorted part of the index. It lies outside the Go heap, and takes memory as it fills.
@@ -72,9 +75,21 @@ func newPageIndex(out Output, room int64, runPages int, f *failure) (*pageIndex,
 	return x, nil
 }
 
+// limit is where the data of the dump must end.
+func (x *pageIndex) limit(room int64) int64 {
+	if x.scratch != nil {
+		return room
+	}
+	return x.bottom
+}
+
 // free waits for writes under way.
 func (x *pageIndex) free() {
 	x.spilling.Wait()
+	if x.opened != nil {
+		_ = x.opened.Close() // nothing of it is needed any more
+		x.opened = nil
+	}
 	if x.active != nil {
 		x.active.mem.free()
 		x.active = nil
@@ -109,7 +124,17 @@ func (x *pageIndex) add(p storedPage, data int64) error {
 
 // spill hands the active run over to be written, and waits until the one before it has been.
 func (x *pageIndex) spill(data int64) error {
+	if x.scratch != nil && x.opened == nil {
+		s, err := x.scratch(x.bottom)
+		if err != nil {
+			return fmt.Errorf("a scratch file for the whereabouts of pages: %w", err)
+		}
+		x.opened, x.out = s, s
+	}
 	bottom := x.bottom - runBytes(len(x.active.pages))
+	if x.scratch != nil {
+		data = 0
+	}
 	if bottom < data {
 		return &TargetTooSmallError{Needed: data + x.bottom - bottom, Available: x.bottom, Estimated: true}
 	}

@@ -31,6 +31,9 @@ type Options struct {
 	// NoReadBack takes it on trust that the target keeps what is written to it: Finish does not read
 	// the dump back, and Summary.SHA256 stays zero.
 	NoReadBack bool
+	// Scratch opens a file of so many bytes for the whereabouts of pages, if the Writer's target cannot be read back
+	// and there are more than IndexPages of them. nil: OpenScratch.
+	Scratch func(room int64) (Scratch, error)
 }
 
 const (
@@ -52,6 +55,7 @@ type Writer struct {
 	meta   Meta
 	layout layout
 	phys   int64
+	flat   *flattener // out, if the dump goes to a stream
 
 	failure *failure
 	disk    *disk
@@ -115,6 +119,10 @@ func newWorker(codec Codec, level int) (*worker, error) {
 // NewWriter checks that the target can hold the dump at all (else *TargetTooSmallError, and nothing
 // has been written), marks block 0 as a dump in progress, and gets ready for pages.
 func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
+	return newWriter(out, nil, meta, opts)
+}
+
+func newWriter(out Output, flat *flattener, meta Meta, opts Options) (*Writer, error) {
 	if err := opts.complete(meta.Pages); err != nil {
 		return nil, err
 	}
@@ -134,7 +142,10 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 		return nil, err
 	}
 	least := l.dataOffset + PageSize
-	least += l.tailBytes(least, 0) + spillBytes(meta.Pages, opts.IndexPages)
+	least += l.tailBytes(least, 0)
+	if flat == nil {
+		least += spillBytes(meta.Pages, opts.IndexPages)
+	}
 	room := roomOf(out)
 	if least > room {
 		return nil, &TargetTooSmallError{Needed: least, Available: room}
@@ -143,7 +154,7 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 	meta.Notes = bytes.Clone(meta.Notes)
 	meta.RAM = mergeRanges(meta.RAM)
 	w := &Writer{
-		out: out, opts: opts, meta: meta, layout: l, phys: phys,
+		out: out, opts: opts, meta: meta, layout: l, phys: phys, flat: flat,
 		failure: newFailure(),
 		workers: make(chan *worker, opts.Workers),
 	}
@@ -152,7 +163,7 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 		w.release()
 		return nil, err
 	}
-	if err := writeMarker(out, w.record(StateInProgress)); err != nil {
+	if err := w.mark(w.record(StateInProgress)); err != nil {
 		w.failure.set(err)
 		w.halt()
 		return nil, err
@@ -180,8 +191,12 @@ func (o *Options) complete(pages uint64) error {
 	if o.IndexPages == 0 {
 		o.IndexPages = defaultIndexPages
 	}
+	if o.Scratch == nil {
+		o.Scratch = OpenScratch
+	}
 	if o.Workers < 1 || o.Writes < 1 || o.Bandwidth < 0 || o.IndexPages < 1 || int(o.Codec) >= len(codecNames) {
-		return fmt.Errorf("bad options: %+v", *o)
+		return fmt.Errorf("bad options: workers %d, writes %d, bandwidth %d, index pages %d, codec %d", o.Workers, o.Writes,
+			o.Bandwidth, o.IndexPages, o.Codec)
 	}
 	return nil
 }
@@ -196,8 +211,14 @@ func (w *Writer) start(room int64) (err error) {
 		w.disk.pace = newPace(w.opts.Bandwidth)
 	}
 	pages := int(min(uint64(w.opts.IndexPages), max(w.meta.Pages, 1)))
+	if w.flat != nil {
+		room = spillBytes(w.meta.Pages, w.opts.IndexPages)
+	}
 	if w.index, err = newPageIndex(w.out, room, pages, w.failure); err != nil {
 		return err
+	}
+	if w.flat != nil {
+		w.index.scratch = w.opts.Scratch
 	}
 	for range w.opts.Workers {
 		k, err := newWorker(w.opts.Codec, w.opts.Level)
@@ -353,7 +374,7 @@ func (w *Writer) store(k *worker) error {
 	}
 	base := w.data.offset
 	end := base + int64(len(b))
-	if end+w.layout.tailBytes(end, 0) > w.index.bottom {
+	if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
 		return w.tooSmall(end, given)
 	}
 	if err := w.data.append(b); err != nil {
@@ -426,6 +447,17 @@ func (w *Writer) record(state State) Record {
 	return Record{State: state, Session: w.meta.Session, FrozenAt: w.meta.FrozenAt, Stop: w.meta.Stop, ClassPages: w.meta.ClassPages}
 }
 
+// mark makes block 0 say that this is no dump. A stream is none before its end.
+func (w *Writer) mark(r Record) error {
+	if w.flat != nil {
+		return nil
+	}
+	return writeMarker(w.out, r)
+}
+
+// Fail makes everything that goes on or comes return an error, and does not wait for it. Abort must follow.
+func (w *Writer) Fail(reason error) { w.failure.set(fmt.Errorf("%w: %w", ErrAborted, reason)) }
+
 // Abort ends the Writer and marks the target as a failed dump. It makes a blocked Add or Finish return.
 // The error, if any, is that of writing the mark; whatever it is, the target carries no valid dump.
 // Aborting twice, or after a Finish that succeeded, does nothing; one that comes too late to stop a
@@ -434,7 +466,7 @@ func (w *Writer) Abort(reason error) error {
 	if reason == nil {
 		reason = ErrAborted
 	}
-	w.failure.set(fmt.Errorf("%w: %w", ErrAborted, reason))
+	w.Fail(reason)
 	w.closeIntake() // at once, whatever a Finish or the target is doing
 	w.ending.Lock()
 	defer w.ending.Unlock()
@@ -445,5 +477,5 @@ func (w *Writer) Abort(reason error) error {
 	w.halt()
 	r := w.record(StateFailed)
 	r.Reason = reason.Error()
-	return writeMarker(w.out, r)
+	return w.mark(r)
 }

@@ -1,57 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package target has the places that a dump can go to besides a block device.
 package target
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/kdump"
 )
 
 // File is a dump in a file system. Until Commit it has another name, so that nobody takes it for a dump;
 // and it is written past the page cache where the file system allows it.
 type File struct {
 	f      *os.File
+	dir    *os.File // the folder it lies in, whatever its path means meanwhile
+	name   string
 	path   string
 	room   int64
 	direct bool
+
+	mu    sync.Mutex
+	ended bool // committed or removed
+	shut  bool
 }
 
-const partial = ".partial"
+// Partial is what the name of a file ends with until it is a dump.
+const Partial = ".partial"
 
-// CreateFile makes the file with room for so many bytes, which are allocated only if preallocate says
-// so. What has the name already stays as it is until Commit.
-func CreateFile(path string, room int64, preallocate bool) (_ *File, err error) {
-	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
+// FileOptions of CreateFile.
+type FileOptions struct {
+	// Room in bytes: nothing is written beyond it.
+	Room int64
+	// Preallocate takes the room at once, so that the file system cannot run out of it later.
+	Preallocate bool
+	// Dir, if not nil, is the open folder that the path is relative to; CreateFile does not close it.
+	Dir *os.File
+}
+
+// CreateFile makes the file. What has the name already stays as it is until Commit. A file that an earlier attempt left half-written
+// is replaced.
+func CreateFile(path string, o FileOptions) (_ *File, err error) {
+	t := &File{path: path, name: filepath.Base(path), room: o.Room, direct: true}
+	at := unix.AT_FDCWD
+	if o.Dir != nil {
+		at, t.path = int(o.Dir.Fd()), filepath.Join(o.Dir.Name(), path)
 	}
-	t := &File{path: path, room: room, direct: true}
-	const flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC | unix.O_NOFOLLOW
-	t.f, err = os.OpenFile(path+partial, flags|unix.O_DIRECT, 0o600)
-	if errors.Is(err, unix.EINVAL) {
+	// No link out of the folder is followed, by whatever name.
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC}
+	if o.Dir != nil {
+		how.Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV
+	}
+	fd, err := unix.Openat2(at, filepath.Dir(path), &how)
+	if err != nil {
+		return nil, fmt.Errorf("the folder of %s: %w", t.path, err)
+	}
+	t.dir = os.NewFile(uintptr(fd), filepath.Dir(t.path))
+	defer func() {
+		if err != nil {
+			_ = t.dir.Close() // only read
+		}
+	}()
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, t.name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("%s is not a regular file", t.path)
+	}
+	if err := unix.Unlinkat(fd, t.name+Partial, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("removing what an earlier dump left of %s: %w", t.path, err)
+	}
+	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	file, err := unix.Openat(fd, t.name+Partial, flags|unix.O_DIRECT, 0o600)
+	if errors.Is(err, unix.EINVAL) { // some file systems create it, and only then refuse
 		t.direct = false
-		t.f, err = os.OpenFile(path+partial, flags, 0o600)
+		file, err = unix.Openat(fd, t.name+Partial, flags&^unix.O_EXCL, 0o600)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("creating the file for the dump: %w", err)
+		return nil, fmt.Errorf("creating %s: %w", t.path, err)
 	}
-	if preallocate {
-		if err := unix.Fallocate(int(t.f.Fd()), 0, 0, room); err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: allocating %d bytes: %w", path, room, err), t.Discard())
+	t.f = os.NewFile(uintptr(file), t.path+Partial)
+	if o.Preallocate {
+		if err := unix.Fallocate(file, 0, 0, o.Room); err != nil {
+			err = fmt.Errorf("%s: allocating %d bytes: %w", t.path, o.Room, err)
+			return nil, errors.Join(err, t.Abort(err), t.f.Close())
 		}
 	}
 	return t, nil
 }
 
-// WriteAt, ReadAt, Sync and Size make a File a kdump.Output.
-func (t *File) WriteAt(b []byte, off int64) (int, error) { return t.f.WriteAt(b, off) }
+// Describe implements Target.
+func (t *File) Describe() string { return t.path }
 
+// Abilities implements Target.
+func (t *File) Abilities() Abilities { return Abilities{RandomAccess: true, Sized: true} }
+
+// WriteAt, ReadAt, Sync and Size make a File a Random.
+func (t *File) WriteAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > t.room {
+		return 0, &kdump.TargetTooSmallError{Needed: off + int64(len(b)), Available: t.room}
+	}
+	return t.f.WriteAt(b, off)
+}
+
+// ReadAt implements Random.
 func (t *File) ReadAt(b []byte, off int64) (int, error) { return t.f.ReadAt(b, off) }
 
+// Sync implements Random.
 func (t *File) Sync() error { return t.f.Sync() }
 
 // Size is the room.
@@ -61,34 +119,70 @@ func (t *File) Size() int64 { return t.room }
 func (t *File) Direct() bool { return t.direct }
 
 // Commit cuts the file to its size, gives it its name, and returns when both are on stable storage.
-func (t *File) Commit(size int64) error {
-	if err := t.f.Truncate(size); err != nil {
-		return errors.Join(err, t.Discard())
+func (t *File) Commit(ctx context.Context, size int64) (Receipt, error) {
+	t.mu.Lock()
+	ended := t.ended
+	t.mu.Unlock()
+	if ended {
+		return Receipt{}, fmt.Errorf("%s: %w", t.path, ErrEnded)
 	}
-	if err := t.f.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("syncing %s: %w", t.path, err), t.Discard())
+	err := context.Cause(ctx)
+	if err == nil {
+		err = t.commit(size)
 	}
-	if err := os.Rename(t.path+partial, t.path); err != nil {
-		return errors.Join(err, t.Discard())
-	}
-	if err := syncDir(filepath.Dir(t.path)); err != nil {
-		return errors.Join(err, t.f.Close())
-	}
-	return t.f.Close()
-}
-
-// Discard removes the file.
-func (t *File) Discard() error {
-	return errors.Join(t.f.Close(), os.Remove(t.path+partial))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
 	if err != nil {
+		err = fmt.Errorf("%s: %w", t.path, err)
+		return Receipt{}, errors.Join(err, t.Abort(err))
+	}
+	return Receipt{Bytes: size}, nil
+}
+
+func (t *File) commit(size int64) error {
+	if err := t.f.Truncate(size); err != nil {
 		return err
 	}
-	if err := d.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("syncing %s: %w", path, err), d.Close())
+	if err := t.f.Sync(); err != nil {
+		return fmt.Errorf("syncing: %w", err)
 	}
-	return d.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return ErrEnded
+	}
+	dir := int(t.dir.Fd())
+	if err := unix.Renameat(dir, t.name+Partial, dir, t.name); err != nil {
+		return err
+	}
+	t.ended = true // from here on there is nothing to remove
+	if err := t.dir.Sync(); err != nil {
+		return fmt.Errorf("syncing its folder: %w", err)
+	}
+	return nil
+}
+
+// Abort removes the file.
+func (t *File) Abort(error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return nil
+	}
+	t.ended = true
+	if err := unix.Unlinkat(int(t.dir.Fd()), t.name+Partial, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing %s: %w", t.path+Partial, err)
+	}
+	return nil
+}
+
+// Close implements Target.
+func (t *File) Close() error {
+	err := t.Abort(ErrAborted)
+	t.mu.Lock()
+	shut := t.shut
+	t.shut = true
+	t.mu.Unlock()
+	if shut {
+		return err
+	}
+	return errors.Join(err, t.f.Close(), t.dir.Close())
 }

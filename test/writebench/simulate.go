@@ -45,11 +45,11 @@ func (s simulation) child() error {
 	if err != nil {
 		return err
 	}
-	out, err := target.CreateFile(filepath.Join(s.dir, "simulated"), size, false)
+	out, err := target.CreateFile(filepath.Join(s.dir, "simulated"), target.FileOptions{Room: size})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = out.Discard() }()
+	defer func() { _ = out.Close() }()
 	codec, err := kdump.ParseCodec(s.compression)
 	if err != nil {
 		return err

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package format writes a dump to a target in one of the forms that crash, drgn and makedumpfile read.
+package format
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/target"
+)
+
+// Format is the form of a dump.
+type Format uint8
+
+const (
+	// Natural is the form that suits the target: Kdump for a target that takes bytes at any place, Flattened for a stream.
+	Natural Format = iota
+	// Kdump is kdump-compressed, version 6.
+	Kdump
+	// Flattened is kdump-compressed as the flattened stream of makedumpfile.
+	Flattened
+)
+
+var names = [...]string{"", "kdump", "flattened"}
+
+// ParseFormat takes a name in any case; no name is Natural.
+func ParseFormat(name string) (Format, error) {
+	for i, n := range names {
+		if strings.EqualFold(n, name) {
+			return Format(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown format %q: it is one of %s", name, strings.Join(names[1:], ", "))
+}
+
+// String says what the format is, as reports have it.
+func (f Format) String() string {
+	switch f {
+	case Kdump:
+		return "kdump-compressed v6"
+	case Flattened:
+		return "kdump-compressed v6, flattened"
+	}
+	return fmt.Sprintf("Format(%d)", uint8(f))
+}
+
+// For is the format that a dump to the target really gets, or an error if the target cannot take the one that is asked for.
+func (f Format) For(t target.Target) (Format, error) {
+	random := t.Abilities().RandomAccess
+	switch {
+	case f == Natural && random:
+		return Kdump, nil
+	case f == Natural:
+		return Flattened, nil
+	case f != Flattened && !random:
+		return 0, fmt.Errorf("%s takes bytes one after the other, so the format can only be flattened", t.Describe())
+	case f == Flattened && random && !t.Abilities().Sized:
+		return 0, fmt.Errorf("%s has no end of its own, which the flattened format needs; the format can only be kdump", t.Describe())
+	}
+	return f, nil
+}
+
+// Writer turns a target into a dump. Add may be called from several goroutines; Abort at any time, from any.
+type Writer interface {
+	Add(pages []kdump.PageRef, data []byte) error
+	// Finish makes the target a dump and commits it. The summary has the size and the checksum of what lies there.
+	Finish(ctx context.Context) (kdump.Summary, error)
+	// Abort gives up; the target holds no dump then. It does not close the target.
+	Abort(reason error) error
+	Progress() kdump.Progress
+}
+
+// NewWriter begins a dump in a format that For has said the target takes.
+func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (Writer, error) {
+	f, err := f.For(t)
+	if err != nil {
+		return nil, err
+	}
+	random, _ := t.(target.Random)
+	if f == Kdump {
+		w, err := kdump.NewWriter(random, meta, opts)
+		if err != nil {
+			return nil, err
+		}
+		return &onRandom{Writer: w, t: random}, nil
+	}
+	stream, _ := t.(target.Stream)
+	if random != nil {
+		if stream, err = target.NewAppender(random); err != nil {
+			return nil, err
+		}
+	}
+	c := &counter{Stream: stream}
+	w, err := kdump.NewFlattenedWriter(c, meta, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &onStream{Writer: w, t: c}, nil
+}
+
+// onRandom is a dump on a target that is read back before it is committed.
+type onRandom struct {
+	*kdump.Writer
+	t target.Random
+}
+
+func (w *onRandom) Finish(ctx context.Context) (kdump.Summary, error) {
+	s, err := w.Writer.Finish(ctx)
+	if err != nil {
+		return s, err
+	}
+	_, err = w.t.Commit(ctx, int64(s.Bytes))
+	return s, err
+}
+
+func (w *onRandom) Abort(reason error) error {
+	return errors.Join(w.Writer.Abort(reason), w.t.Abort(reason))
+}
+
+// onStream is a dump that is sent away.
+type onStream struct {
+	*kdump.Writer
+	t *counter
+}
+
+func (w *onStream) Finish(ctx context.Context) (kdump.Summary, error) {
+	// A write that waits for the other end would not hear of the end of ctx.
+	stop := context.AfterFunc(ctx, func() { _ = w.t.Abort(context.Cause(ctx)) })
+	defer stop()
+	s, err := w.Writer.Finish(ctx)
+	if err != nil {
+		return s, err
+	}
+	r, err := w.t.Commit(ctx, w.t.bytes.Load())
+	s.Bytes, s.SHA256 = uint64(r.Bytes), r.SHA256
+	return s, err
+}
+
+// Abort tells the target first, for the Writer waits for writes that are under way.
+func (w *onStream) Abort(reason error) error {
+	w.Fail(reason)
+	return errors.Join(w.t.Abort(reason), w.Writer.Abort(reason))
+}
+
+// counter counts what was written.
+type counter struct {
+	target.Stream
+	bytes atomic.Int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.Stream.Write(b)
+	c.bytes.Add(int64(n))
+	return n, err
+}
