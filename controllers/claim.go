@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -69,8 +70,7 @@ func checkVolume(o *observation) finding {
 // claimRival is another LiveDump with the same claim that has the better right to it:
 // it is running, or it was there first.
 func claimRival(o *observation) *v1alpha1.LiveDump {
-	for i := range o.others {
-		other := &o.others[i]
+	for _, other := range o.others {
 		if other.Namespace == o.dump.Namespace && claimName(other) == claimName(o.dump) && !ended(other) && comesBefore(other, o.dump) {
 			return other
 		}
@@ -95,15 +95,21 @@ func bytesString(n int64) string {
 
 // podUsesClaim says whether the pod has the claim as a volume, be it named or the pod's own ephemeral one.
 func podUsesClaim(pod *corev1.Pod, claim string) bool {
+	return slices.Contains(claimsOf(pod), claim)
+}
+
+// claimsOf are the claims that the pod has as volumes.
+func claimsOf(pod *corev1.Pod) []string {
+	var claims []string
 	for _, volume := range pod.Spec.Volumes {
-		if named := volume.PersistentVolumeClaim; named != nil && named.ClaimName == claim {
-			return true
+		if named := volume.PersistentVolumeClaim; named != nil {
+			claims = append(claims, named.ClaimName)
 		}
-		if volume.Ephemeral != nil && pod.Name+"-"+volume.Name == claim {
-			return true
+		if volume.Ephemeral != nil {
+			claims = append(claims, pod.Name+"-"+volume.Name)
 		}
 	}
-	return false
+	return claims
 }
 
 // podNames lists a few pods by name.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"livedump.io/api/v1alpha1"
@@ -15,6 +16,11 @@ const (
 	// safetyLook is the longest time without a look at a LiveDump that has not ended, for
 	// what no watch reports (another pod that takes the claim, say).
 	safetyLook = 10 * time.Second
+
+	// lineLook is the same for one that waits in line. Whoever ends wakes the next, so this is only for its
+	// place; lineSafetyLook is how often the API server is asked about its target.
+	lineLook       = 30 * time.Second
+	lineSafetyLook = 5 * time.Minute
 
 	// agentGrace is how long after the deadline an agent at work may take to report by
 	// itself; its report says more than the controller can know.
@@ -64,11 +70,30 @@ func decide(o *observation) decision {
 		d.cancel = o.dump.Spec.DesiredState != v1alpha1.DesiredStateCancel
 		d.lookAgain = time.Second
 	}
-	if found.accepted.state == fine && !begun(o.dump) {
+	if found.accepted.state == fine && !deleting(o.dump) {
 		d.holder = holderStep(o)
+	}
+	if inLine(o.dump) && found.accepted.state == pending {
+		d.lookAgain = lineLook
 	}
 	d.lookAgain = min(d.lookAgain, deadline(o.dump, found).Sub(o.now))
 	return d
+}
+
+// weighs says whether the decision, made at a glance, is one that takes a look at all there is.
+func (d decision) weighs(o *observation) bool {
+	if o.whole || ended(o.dump) {
+		return false
+	}
+	was, is := o.dump.Status, d.status
+	readyBy := func(s v1alpha1.LiveDumpStatus) string {
+		if c := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionTargetReady); c != nil && c.Status == metav1.ConditionTrue {
+			return c.Reason
+		}
+		return ""
+	}
+	return is.CompletionTime != nil || is.StartTime != nil && was.StartTime == nil || d.holder == ensure ||
+		readyBy(is) != "" && readyBy(is) != readyBy(was)
 }
 
 // findings are the results of the checks, one for each condition of the controller's.
@@ -91,11 +116,19 @@ func examine(o *observation) findings {
 		return findings{accepted: accepted(), target: kept(o.dump, v1alpha1.ConditionTargetReady), agent: checkAgent(o)}
 	}
 	f := unchecked
+	if canceled(o.dump) {
+		// It is not to begin, so nothing needs to be checked, and nothing is said of what was not.
+		return findings{accepted: kept(o.dump, v1alpha1.ConditionAccepted), target: kept(o.dump, v1alpha1.ConditionTargetReady),
+			agent: kept(o.dump, v1alpha1.ConditionAgentReady)}
+	}
 	if f.accepted = checkNamespace(o); f.accepted.state == failed {
 		return f
 	}
 	if f.accepted = checkNode(o); f.accepted.state == failed {
 		return f
+	}
+	if !o.whole {
+		return examineAtAGlance(o, unchecked)
 	}
 	if f.target = checkClaim(o); f.target.state == failed {
 		f.accepted = unchecked.accepted
@@ -106,12 +139,27 @@ func examine(o *observation) findings {
 		return f
 	}
 	if f.target.state == fine {
-		f.target = checkHolder(o)
+		f.target = checkAttachment(o)
 	} else if holder := checkHolder(o); holder.state == pending {
 		// While the claim is unbound, the holder's troubles are the reason.
 		f.target.message += "; " + holder.message
 	}
 	f.agent = checkAgent(o)
+	return f
+}
+
+// examineAtAGlance leaves the claim as the last look found it. What it says of namespace and node stands already.
+func examineAtAGlance(o *observation, f findings) findings {
+	f.accepted = accepted()
+	if o.dump.Status.StartTime == nil {
+		f.accepted = checkLine(o)
+		return f
+	}
+	f.agent = checkAgent(o)
+	f.target = kept(o.dump, v1alpha1.ConditionTargetReady)
+	if attached := checkAttachment(o); f.target.reason != v1alpha1.ReasonTargetNotBound || attached.state != pending {
+		f.target = attached
+	}
 	return f
 }
 

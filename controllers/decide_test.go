@@ -28,7 +28,7 @@ func fresh() *observation {
 			Target: v1alpha1.Target{PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimTarget{ClaimName: "claim"}}},
 	}
 	return &observation{
-		now: start, dump: dump, namespaceAllowed: true, agentNamespace: "livedump-system",
+		now: start, dump: dump, whole: true, namespaceAllowed: true, agentNamespace: "livedump-system",
 		node: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelHostname: "node"}}, Status: corev1.NodeStatus{
 			Capacity:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("8Gi")},
 			NodeInfo:   corev1.NodeSystemInfo{BootID: "boot-1", KernelVersion: "6.1.0", OperatingSystem: "linux", Architecture: "amd64"},
@@ -151,15 +151,21 @@ func TestTargetIsToldOnceItIsAttached(t *testing.T) {
 	}
 }
 
-func TestAgentAtWorkNeedsNoHolder(t *testing.T) {
+// An agent at work goes on whatever becomes of holder and claim; a new holder keeps the claim from being deleted.
+func TestAgentAtWorkOutlivesItsHolder(t *testing.T) {
 	o := running()
 	o.holder, o.claim, o.volume, o.claimUsers = nil, nil, nil, []string{"late"}
 	d := decide(o)
 	if c := conditionOf(d, v1alpha1.ConditionSucceeded); c.Status != metav1.ConditionUnknown || c.Reason != v1alpha1.ReasonRunning {
 		t.Errorf("Succeeded: %+v", c)
 	}
-	if d.holder != leave || conditionOf(d, v1alpha1.ConditionTargetReady).Status != metav1.ConditionTrue || d.status.Target.HolderPodUID != "holder-uid" {
+	if d.holder != ensure || conditionOf(d, v1alpha1.ConditionTargetReady).Status != metav1.ConditionTrue || d.status.Target.HolderPodUID != "holder-uid" {
 		t.Errorf("decision: %+v", d)
+	}
+	o.withHolder()
+	o.holder.UID = "holder-2"
+	if d := o.proceed(); d.status.Target.HolderPodUID != "holder-2" || d.holder != leave {
+		t.Errorf("with a new holder: %+v", d)
 	}
 }
 
@@ -181,7 +187,13 @@ func TestHolderSteps(t *testing.T) {
 		"failed just now":    {failedHolder(time.Second), leave},
 		"failed":             {failedHolder(holderRetry), remove},
 		"somebody else's":    {foreign, leave},
-		"after the takeover": {running(), leave},
+		"while at work":      {running(), leave},
+		"lost while at work": {func() *observation { o := running(); o.holder = nil; return o }(), ensure},
+		"lost at the end": {func() *observation {
+			o := running()
+			o.holder, o.dump.DeletionTimestamp = nil, &metav1.Time{Time: start}
+			return o
+		}(), leave},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if d := decide(test.o); d.holder != test.want {
@@ -369,7 +381,7 @@ func TestLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := fresh()
-			o.others = []v1alpha1.LiveDump{test.other}
+			o.others = []*v1alpha1.LiveDump{&test.other}
 			d := decide(o)
 			if c := conditionOf(d, v1alpha1.ConditionAccepted); c.Status != test.accepted {
 				t.Errorf("Accepted: %+v, want %s", c, test.accepted)

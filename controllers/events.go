@@ -3,11 +3,13 @@
 package controllers
 
 import (
+	"context"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"livedump.io/api/v1alpha1"
 )
@@ -52,7 +54,7 @@ func (r *LiveDumpReconciler) recordOnNode(node *corev1.Node, dump *v1alpha1.Live
 }
 
 // tell records an event for each step from the status before to the one after.
-func (r *LiveDumpReconciler) tell(seen *observation, after v1alpha1.LiveDumpStatus) {
+func (r *LiveDumpReconciler) tell(ctx context.Context, seen *observation, after v1alpha1.LiveDumpStatus) {
 	before := seen.dump
 	for _, t := range told {
 		is := meta.FindStatusCondition(after.Conditions, t.conditionType)
@@ -60,6 +62,7 @@ func (r *LiveDumpReconciler) tell(seen *observation, after v1alpha1.LiveDumpStat
 		if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
 			continue
 		}
+		log.FromContext(ctx).Info("LiveDump", "node", before.Spec.NodeName, "condition", is.Type, "status", is.Status, "reason", is.Reason, "message", is.Message)
 		if t.conditionType == v1alpha1.ConditionSucceeded && is.Status != metav1.ConditionUnknown {
 			recordEnd(is, &after)
 		}

@@ -21,11 +21,19 @@ const (
 type finding struct {
 	state           state
 	reason, message string
+	// place in the line, for one that waits in it.
+	place int32
 }
 
-func waiting(reason, message string) finding { return finding{pending, reason, message} }
-func good(reason, message string) finding    { return finding{fine, reason, message} }
-func bad(reason, message string) finding     { return finding{failed, reason, message} }
+func waiting(reason, message string) finding {
+	return finding{state: pending, reason: reason, message: message}
+}
+func good(reason, message string) finding {
+	return finding{state: fine, reason: reason, message: message}
+}
+func bad(reason, message string) finding {
+	return finding{state: failed, reason: reason, message: message}
+}
 
 // accepted is the finding that the spec can be carried out.
 func accepted() finding {

@@ -75,7 +75,11 @@ func checkHolder(o *observation) finding {
 // holderStep is what to do about the holder of a LiveDump that waits for it.
 func holderStep(o *observation) want {
 	switch {
+	case claimName(o.dump) == "":
+		return leave
 	case o.holder == nil:
+		// Also while the agent is at work: without a pod that has it, the claim and with it the volume could be
+		// deleted, and the agent that comes after this one could not find the device.
 		return ensure
 	case o.owned() && podEnded(o.holder) && o.holder.DeletionTimestamp == nil && o.now.Sub(o.holder.CreationTimestamp.Time) >= holderRetry:
 		return remove // the next look creates it anew

@@ -34,7 +34,7 @@ func (i Inventory) Collect(c chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), inventoryTimeout)
 	defer cancel()
 	list := &v1alpha1.LiveDumpList{}
-	if err := i.Reader.List(ctx, list); err != nil {
+	if err := i.Reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		// A number that was not counted is not shown.
 		log.Log.Error(err, "LiveDumps cannot be counted for the metrics")
 		return

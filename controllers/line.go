@@ -4,20 +4,108 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
 
 	"livedump.io/api/v1alpha1"
 )
 
+// exactPlace is up to where a place in the line is told as it is. Further back it is told anew only when it has
+// halved: with thousands in line, every end would otherwise be a write for each of them.
+const exactPlace = 10
+
 // checkLine lets one LiveDump of a node run at a time, in the order of creation: the kernel
-// module has one session, and two dumps would share the reserve's memory.
+// module has one session, and two dumps would share the reserve's memory. On all nodes together no
+// more run than Config.MaxConcurrent.
 func checkLine(o *observation) finding {
-	for i := range o.others {
-		other := &o.others[i]
-		if other.Spec.NodeName == o.dump.Spec.NodeName && !ended(other) && comesBefore(other, o.dump) {
-			return waiting(v1alpha1.ReasonWaitingInLine, fmt.Sprintf("waiting for LiveDump %s, which has node %s", reference(other), o.dump.Spec.NodeName))
+	if first, place, of := nodeLine(o); first != nil {
+		return inPlace(o, place, fmt.Sprintf("waiting for LiveDump %s, which has node %s; place %d of %d in line for the node",
+			reference(first), o.dump.Spec.NodeName, place, of))
+	}
+	if o.maxConcurrent > 0 && o.dump.Status.StartTime == nil {
+		if running, place, of := clusterLine(o); place > o.maxConcurrent-running {
+			// Those who have a free place before this one will take it in a moment.
+			place -= max(0, o.maxConcurrent-running)
+			return inPlace(o, place, fmt.Sprintf("%d LiveDumps run, and no more than %d may at a time in this cluster; place %d of %d in line",
+				running, o.maxConcurrent, place, of))
 		}
 	}
 	return accepted()
+}
+
+// inPlace is the finding of one that waits, told anew if the place changed by enough.
+func inPlace(o *observation, place int, message string) finding {
+	f := waiting(v1alpha1.ReasonWaitingInLine, message)
+	f.place = int32(place)
+	was := o.dump.Status.PlaceInLine
+	if inLine(o.dump) && f.place > exactPlace && f.place <= was && f.place > was/2 {
+		f = kept(o.dump, v1alpha1.ConditionAccepted)
+		f.place = was
+	}
+	return f
+}
+
+// nodeLine is the LiveDump that has the node or is the next to have it, nil if that is this one; the place of
+// this one among those that wait for the node, and how many wait.
+func nodeLine(o *observation) (first *v1alpha1.LiveDump, place, of int) {
+	place, of = 1, 1
+	for _, other := range o.others {
+		if other.Spec.NodeName != o.dump.Spec.NodeName || ended(other) {
+			continue
+		}
+		before := comesBefore(other, o.dump)
+		if before && (first == nil || comesBefore(other, first)) {
+			first = other
+		}
+		if other.Status.StartTime == nil {
+			of++
+			if before {
+				place++
+			}
+		}
+	}
+	return first, place, of
+}
+
+// clusterLine is how many LiveDumps run; the place of this one, which is the next of its node, among the next of
+// all nodes whose turn could be now; and how many of those there are.
+func clusterLine(o *observation) (running, place, of int) {
+	heads, running := next(append([]*v1alpha1.LiveDump{o.dump}, o.others...))
+	return running, slices.Index(heads, o.dump) + 1, len(heads)
+}
+
+// next are the LiveDumps that could begin if only their node counted, the one who waits longest first, and
+// how many run already.
+func next(dumps []*v1alpha1.LiveDump) (heads []*v1alpha1.LiveDump, running int) {
+	first := map[string]*v1alpha1.LiveDump{}
+	for _, dump := range dumps {
+		if ended(dump) {
+			continue
+		}
+		if dump.Status.StartTime != nil {
+			running++
+		}
+		if has := first[dump.Spec.NodeName]; has == nil || comesBefore(dump, has) {
+			first[dump.Spec.NodeName] = dump
+		}
+	}
+	for _, dump := range first {
+		if dump.Status.StartTime == nil {
+			heads = append(heads, dump)
+		}
+	}
+	slices.SortFunc(heads, func(a, b *v1alpha1.LiveDump) int {
+		if comesBefore(a, b) {
+			return -1
+		}
+		return 1
+	})
+	return heads, running
+}
+
+// inLine says whether the LiveDump was told to wait for others.
+func inLine(dump *v1alpha1.LiveDump) bool {
+	c := condition(dump, v1alpha1.ConditionAccepted)
+	return dump.Status.StartTime == nil && c != nil && c.Reason == v1alpha1.ReasonWaitingInLine
 }
 
 // comesBefore orders LiveDumps that have not ended: those that run first, then by age.

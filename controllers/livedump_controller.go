@@ -51,37 +51,64 @@ type Config struct {
 	// HolderImage holds the controller's own binary.
 	HolderImage           string
 	HolderImagePullPolicy corev1.PullPolicy
+	// MaxConcurrent is how many LiveDumps may run at a time, on all nodes together; 0: any number.
+	MaxConcurrent int
 }
 
 // LiveDumpReconciler takes LiveDumps to their end.
 type LiveDumpReconciler struct {
 	Config
 
-	// Client writes. It is not read from, see Reader.
+	// Client writes. It is not read from, see Cache and Reader.
 	Client client.Client
-	// Reader reads from the API server, not from a cache: a verdict such as "the claim does
-	// not exist" is final, and the caches of two kinds are not in step. LiveDumps are rare
-	// enough to afford it.
+	// Cache is what the watches keep: LiveDumps, nodes and livedump's own pods. A glance at it costs the
+	// API server nothing, and most looks at a LiveDump find that there is nothing to do.
+	Cache client.Reader
+	// Reader reads from the API server. A verdict such as "the claim does not exist" is final, and
+	// the caches of two kinds are not in step, so nothing that counts is decided by a glance.
 	Reader   client.Reader
 	Recorder events.EventRecorder
 	Clock    clock.PassiveClock
+
+	turns turns
 }
 
 // Reconcile looks at one LiveDump and takes the next step.
 func (r *LiveDumpReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	seen, err := r.observe(ctx, req.NamespacedName)
-	if err != nil || seen == nil {
-		return ctrl.Result{}, err
-	}
-	next := decide(seen)
-	err = r.act(ctx, seen, next)
-	if apierrors.IsConflict(err) {
-		// The agent or the user wrote meanwhile, so the decision was made on an old state.
-		log.FromContext(ctx).V(1).Info("Somebody else wrote first, looking again", "error", err.Error())
+	seen, err := r.glance(ctx, req.NamespacedName)
+	if errors.Is(err, errChanged) {
 		return ctrl.Result{RequeueAfter: conflictRetry}, nil
 	}
 	if err != nil {
 		return ctrl.Result{}, err
+	}
+	if seen == nil {
+		r.turns.forget(req.NamespacedName)
+		return ctrl.Result{}, nil
+	}
+	// The agent names the session after the LiveDump, so this word finds the dump in the logs of
+	// controller, agent and kernel alike.
+	session := string(seen.dump.UID)
+	ctx = log.IntoContext(ctx, log.FromContext(ctx).WithValues("session", session))
+	next := decide(seen)
+	if next.weighs(seen) || r.turns.lookIsDue(seen) {
+		if seen, err = r.look(ctx, seen); err == nil && seen == nil {
+			r.turns.forget(req.NamespacedName)
+			return ctrl.Result{}, nil
+		}
+		if err == nil {
+			next = decide(seen)
+		}
+	}
+	if err == nil {
+		err = r.act(ctx, seen, next)
+	}
+	switch {
+	case apierrors.IsConflict(err), errors.Is(err, errChanged), errors.Is(err, errNotItsTurn):
+		log.FromContext(ctx).V(1).Info("Somebody else came first, looking again", "error", err.Error())
+		return ctrl.Result{RequeueAfter: conflictRetry}, nil
+	case err != nil:
+		return ctrl.Result{}, fmt.Errorf("session %s: %w", session, err)
 	}
 	return ctrl.Result{RequeueAfter: next.lookAgain}, nil
 }
@@ -103,10 +130,20 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 			return fmt.Errorf("preparing LiveDump: %w", err)
 		}
 	}
+	begins := dump.Status.StartTime == nil && next.status.StartTime != nil && next.status.CompletionTime == nil
+	if begins {
+		if err := r.takeTurn(ctx, dump); err != nil {
+			return err
+		}
+	}
 	if err := r.applyStatus(ctx, dump, next.status); err != nil {
+		if begins && apierrors.IsConflict(err) {
+			// Any other error leaves open whether it was written; then the turn stays taken until the cache tells.
+			r.turns.giveBack(dump)
+		}
 		return fmt.Errorf("writing status: %w", err)
 	}
-	r.tell(seen, next.status)
+	r.tell(ctx, seen, next.status)
 
 	switch next.holder {
 	case ensure:
@@ -116,7 +153,14 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 			return fmt.Errorf("creating holder pod: %w", err)
 		}
 	case remove:
-		if err := r.deleteHolder(ctx, seen.holder); err != nil {
+		err := r.deleteHolder(ctx, seen.holder)
+		if apierrors.IsForbidden(err) && deleting(dump) {
+			// A namespace that is being deleted loses its roles in no order, and the right to delete pods with
+			// them. Its pods go anyway, and the LiveDump must not wait for a right that never comes back.
+			log.FromContext(ctx).Info("The holder pod is left to the end of its namespace", "pod", seen.holder.Name, "error", err.Error())
+			err = nil
+		}
+		if err != nil {
 			return fmt.Errorf("deleting holder pod: %w", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,6 +32,8 @@ const (
 // PlacementReconciler labels the nodes on which the agent is needed.
 type PlacementReconciler struct {
 	Client client.Client
+	// Cache is what decisions rest on, but for taking the label away: for that the API server is asked.
+	Cache  client.Reader
 	Reader client.Reader
 	Clock  clock.PassiveClock
 	// Linger is how long the agent stays on a node after the last dump's end.
@@ -38,17 +42,13 @@ type PlacementReconciler struct {
 
 // Reconcile sets or removes the label of one node.
 func (r *PlacementReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	node, err := get(ctx, r.Reader, req.NamespacedName, &corev1.Node{})
-	if err != nil || node == nil {
-		return ctrl.Result{}, err
+	node, step, lookAgain, err := r.decide(ctx, r.Cache, req.Name)
+	if err == nil && step == remove {
+		// The cache may not show yet that a LiveDump has begun, and the agent would be taken from under it.
+		node, step, lookAgain, err = r.decide(ctx, r.Reader, req.Name)
 	}
-	dumps := &v1alpha1.LiveDumpList{}
-	if err := r.Reader.List(ctx, dumps, client.MatchingFields{nodeNameField: node.Name}); err != nil {
-		return ctrl.Result{}, fmt.Errorf("listing LiveDumps of node %s: %w", node.Name, err)
-	}
-	step, lookAgain := place(node, dumps.Items, r.Linger, r.Clock.Now())
-	if step == leave {
-		return ctrl.Result{RequeueAfter: lookAgain}, nil
+	if err != nil || step == leave {
+		return ctrl.Result{RequeueAfter: lookAgain}, err
 	}
 	before := node.DeepCopy()
 	if step == ensure {
@@ -61,10 +61,26 @@ func (r *PlacementReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	}
 	// The lock keeps a label that the administrator sets at this moment.
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	if err := r.Client.Patch(ctx, node, patch, client.FieldOwner(FieldManager)); err != nil {
+	if err := r.Client.Patch(ctx, node, patch, client.FieldOwner(FieldManager)); apierrors.IsConflict(err) {
+		return ctrl.Result{RequeueAfter: conflictRetry}, nil
+	} else if err != nil {
 		return ctrl.Result{}, fmt.Errorf("labelling node %s: %w", node.Name, client.IgnoreNotFound(err))
 	}
 	return ctrl.Result{RequeueAfter: lookAgain}, nil
+}
+
+// decide gives the node and what to do about its label, by what reader shows.
+func (r *PlacementReconciler) decide(ctx context.Context, reader client.Reader, name string) (*corev1.Node, want, time.Duration, error) {
+	node, err := get(ctx, reader, types.NamespacedName{Name: name}, &corev1.Node{})
+	if err != nil || node == nil {
+		return nil, leave, 0, err
+	}
+	dumps := &v1alpha1.LiveDumpList{}
+	if err := reader.List(ctx, dumps, client.MatchingFields{nodeNameField: name}); err != nil {
+		return nil, leave, 0, fmt.Errorf("listing LiveDumps of node %s: %w", name, err)
+	}
+	step, lookAgain := place(node, dumps.Items, r.Linger, r.Clock.Now())
+	return node, step, lookAgain, nil
 }
 
 // place decides about the node's label, and when to look again even if nothing happens (0: never).

@@ -6,7 +6,6 @@ import (
 	"context"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -85,6 +84,11 @@ func TestWritesOfTheAgentDoNotStarveTheController(t *testing.T) {
 // reconcilerOf reconciles what was observed, on a fake API server.
 func reconcilerOf(t *testing.T, o *observation, funcs interceptor.Funcs) *LiveDumpReconciler {
 	t.Helper()
+	return reconcilerOn(t, funcs, o.dump, o.node, o.claim, o.volume, o.holder)
+}
+
+func reconcilerOn(t *testing.T, funcs interceptor.Funcs, objects ...client.Object) *LiveDumpReconciler {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	if err := clientgoscheme.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
@@ -92,9 +96,14 @@ func reconcilerOf(t *testing.T, o *observation, funcs interceptor.Funcs) *LiveDu
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.LiveDump{}).
-		WithIndex(&corev1.Pod{}, "spec.nodeName", func(object client.Object) []string { return []string{object.(*corev1.Pod).Spec.NodeName} }).
-		WithObjects(o.dump, o.node, o.claim, o.volume, o.holder).WithInterceptorFuncs(funcs).Build()
+	builder := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.LiveDump{}).WithInterceptorFuncs(funcs)
+	for _, i := range indexes {
+		builder.WithIndex(i.object, i.field, i.values)
+	}
+	for _, object := range objects {
+		builder.WithObjects(object)
+	}
+	c := builder.Build()
 	selector, err := labels.Parse(ComponentLabel + "=agent")
 	if err != nil {
 		t.Fatal(err)

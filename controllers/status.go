@@ -30,6 +30,7 @@ func condition(dump *v1alpha1.LiveDump, conditionType string) *metav1.Condition 
 // runningStatus is the status of a LiveDump that goes on.
 func runningStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 	status := checkedStatus(o, f)
+	status.PlaceInLine = f.accepted.place
 	if f.accepted.state == fine && status.StartTime == nil {
 		now := metav1.NewTime(o.now).Rfc3339Copy()
 		status.StartTime = &now
@@ -84,12 +85,14 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 			setCondition(&status, o, conditionType, waiting(v1alpha1.ReasonPending, notBegun))
 		}
 	}
-	if f.target.state == fine && !begun(o.dump) {
-		status.Target = v1alpha1.TargetStatus{
-			PersistentVolumeName: o.volume.Name,
-			CapacityBytes:        capacity(o.volume),
-			HolderPodUID:         string(o.holder.UID),
+	status.PlaceInLine = 0
+	switch {
+	case begun(o.dump):
+		if uid := successor(o); uid != "" {
+			status.Target.HolderPodUID = uid
 		}
+	case f.target.state == fine && o.volume != nil:
+		status.Target = targetOf(o, f.target)
 	}
 	return status
 }
@@ -142,7 +145,10 @@ func controllerPart(before, after *v1alpha1.LiveDumpStatus) *applyv1alpha1.LiveD
 	}
 	if target := after.Target; target != (v1alpha1.TargetStatus{}) {
 		part.WithTarget(applyv1alpha1.TargetStatus().WithPersistentVolumeName(target.PersistentVolumeName).
-			WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID))
+			WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID).WithLocalPath(target.LocalPath))
+	}
+	if after.PlaceInLine > 0 {
+		part.WithPlaceInLine(after.PlaceInLine)
 	}
 	return part
 }

@@ -4,17 +4,18 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -23,23 +24,85 @@ import (
 	"livedump.io/api/v1alpha1"
 )
 
+// workers is how many LiveDumps, and how many nodes, are reconciled at a time.
+const workers = 4
+
 // nodeNameField is the selectable field of LiveDumps.
 const nodeNameField = "spec.nodeName"
 
-// CacheOptions keep only what the watches need: the pods of livedump itself, in the
-// namespaces where they may be.
+// Indexes of the cache.
+const (
+	// activeIndex has the LiveDumps that have not ended, the other two those of a node and of a claim.
+	activeIndex      = "active"
+	activeIndexValue = "true"
+	activeNodeIndex  = "active.node"
+	activeClaimIndex = "active.claim"
+
+	podNodeIndex  = "spec.nodeName"
+	podClaimIndex = "claim"
+)
+
+// index is by what the cache finds objects.
+type index struct {
+	object client.Object
+	field  string
+	values client.IndexerFunc
+}
+
+var indexes = []index{
+	{&v1alpha1.LiveDump{}, nodeNameField, func(o client.Object) []string { return []string{o.(*v1alpha1.LiveDump).Spec.NodeName} }},
+	{&v1alpha1.LiveDump{}, activeIndex, active(func(*v1alpha1.LiveDump) string { return activeIndexValue })},
+	{&v1alpha1.LiveDump{}, activeNodeIndex, active(func(dump *v1alpha1.LiveDump) string { return dump.Spec.NodeName })},
+	{&v1alpha1.LiveDump{}, activeClaimIndex, active(claimIndexValue)},
+	{&corev1.Pod{}, podNodeIndex, func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }},
+	{&corev1.Pod{}, podClaimIndex, func(o client.Object) []string { return claimsOf(o.(*corev1.Pod)) }},
+}
+
+func active(value func(*v1alpha1.LiveDump) string) client.IndexerFunc {
+	return func(o client.Object) []string {
+		dump := o.(*v1alpha1.LiveDump)
+		if v := value(dump); v != "" && !ended(dump) {
+			return []string{v}
+		}
+		return nil
+	}
+}
+
+// claimIndexValue is the claim with its namespace; "" for a target of another kind.
+func claimIndexValue(dump *v1alpha1.LiveDump) string {
+	if name := claimName(dump); name != "" {
+		return dump.Namespace + "/" + name
+	}
+	return ""
+}
+
+// CacheOptions keep only what the controller needs: the pods of livedump itself, in the
+// namespaces where they may be, and of all objects only what is looked at.
 func CacheOptions(config Config) cache.Options {
-	own, err := labels.NewRequirement(NameLabel, selection.Exists, nil)
-	if err != nil {
-		panic(err) // a constant
-	}
-	namespaces := map[string]cache.Config{config.AgentNamespace: {}}
+	holders := labels.SelectorFromSet(labels.Set{ComponentLabel: holderComponent})
+	namespaces := map[string]cache.Config{}
 	for _, namespace := range config.Namespaces {
-		namespaces[namespace] = cache.Config{}
+		namespaces[namespace] = cache.Config{LabelSelector: holders}
 	}
-	return cache.Options{ByObject: map[client.Object]cache.ByObject{
-		&corev1.Pod{}: {Namespaces: namespaces, Label: labels.NewSelector().Add(*own)},
-	}}
+	// Agents are found by a selector of the user's, and holders may be here too.
+	namespaces[config.AgentNamespace] = cache.Config{LabelSelector: labels.Everything()}
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}:  {Namespaces: namespaces},
+			&corev1.Node{}: {Transform: leanNode},
+		},
+	}
+}
+
+// leanNode leaves out what may be large and is never looked at: a node lists all its images.
+func leanNode(object any) (any, error) {
+	if node, ok := object.(*corev1.Node); ok {
+		node.ManagedFields, node.Annotations = nil, nil
+		node.Spec = corev1.NodeSpec{}
+		node.Status = corev1.NodeStatus{NodeInfo: node.Status.NodeInfo, Conditions: node.Status.Conditions, Capacity: node.Status.Capacity}
+	}
+	return object, nil
 }
 
 // SetupWithManager starts both reconcilers with the manager.
@@ -47,12 +110,19 @@ func SetupWithManager(mgr ctrl.Manager, live *LiveDumpReconciler, placement *Pla
 	if err := live.validate(); err != nil {
 		return err
 	}
-	dumps := dumpsOf{mgr.GetClient()}
+	for _, i := range indexes {
+		if err := mgr.GetFieldIndexer().IndexField(context.Background(), i.object, i.field, i.values); err != nil {
+			return fmt.Errorf("index %s: %w", i.field, err)
+		}
+	}
+	live.Cache, placement.Cache = mgr.GetCache(), mgr.GetCache()
+	dumps := dumpsOf{reader: mgr.GetCache(), maxConcurrent: live.MaxConcurrent}
+	options := controller.Options{MaxConcurrentReconciles: workers}
 	err := ctrl.NewControllerManagedBy(mgr).Named("livedump").
 		For(&v1alpha1.LiveDump{}, builder.WithPredicates(predicate.Funcs{UpdateFunc: steps})).
 		// The end of one is the turn of the next.
 		Watches(&v1alpha1.LiveDump{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-			return dumps.node(ctx, o.(*v1alpha1.LiveDump).Spec.NodeName)
+			return append(dumps.node(ctx, o.(*v1alpha1.LiveDump).Spec.NodeName), dumps.next(ctx)...)
 		}), builder.WithPredicates(predicate.Funcs{
 			CreateFunc: func(event.CreateEvent) bool { return false },
 			UpdateFunc: func(e event.UpdateEvent) bool {
@@ -65,6 +135,7 @@ func SetupWithManager(mgr ctrl.Manager, live *LiveDumpReconciler, placement *Pla
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return dumps.node(ctx, o.GetName())
 		}), builder.WithPredicates(predicate.Funcs{UpdateFunc: nodeChanged})).
+		WithOptions(options).
 		Complete(live)
 	if err != nil {
 		return err
@@ -81,6 +152,7 @@ func SetupWithManager(mgr ctrl.Manager, live *LiveDumpReconciler, placement *Pla
 		Watches(&v1alpha1.LiveDump{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: o.(*v1alpha1.LiveDump).Spec.NodeName}}}
 		}), builder.WithPredicates(predicate.Funcs{UpdateFunc: steps})).
+		WithOptions(options).
 		Complete(placement)
 }
 
@@ -110,19 +182,42 @@ func nodeChanged(e event.UpdateEvent) bool {
 }
 
 // dumpsOf finds the LiveDumps that something else concerns.
-type dumpsOf struct{ reader client.Reader }
+type dumpsOf struct {
+	reader        client.Reader
+	maxConcurrent int
+}
 
 // node lists the LiveDumps of a node that have not ended.
 func (d dumpsOf) node(ctx context.Context, name string) []reconcile.Request {
+	return requests(d.active(ctx, client.MatchingFields{activeNodeIndex: name}))
+}
+
+// next lists the LiveDumps whose turn it may be when another one has ended, if the number of those that run is limited.
+func (d dumpsOf) next(ctx context.Context) []reconcile.Request {
+	if d.maxConcurrent == 0 {
+		return nil
+	}
+	heads, running := next(d.active(ctx, client.MatchingFields{activeIndex: activeIndexValue}))
+	// One more than there is room for, since the cache may be behind.
+	return requests(heads[:min(len(heads), max(0, d.maxConcurrent-running)+1)])
+}
+
+func (d dumpsOf) active(ctx context.Context, selection client.MatchingFields) []*v1alpha1.LiveDump {
 	list := &v1alpha1.LiveDumpList{}
-	if err := d.reader.List(ctx, list); err != nil {
+	if err := d.reader.List(ctx, list, selection, client.UnsafeDisableDeepCopy); err != nil {
 		return nil // the cache is not there yet; then every LiveDump is looked at anyway
 	}
-	var requests []reconcile.Request
+	dumps := make([]*v1alpha1.LiveDump, len(list.Items))
 	for i := range list.Items {
-		if dump := &list.Items[i]; dump.Spec.NodeName == name && !ended(dump) {
-			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(dump)})
-		}
+		dumps[i] = &list.Items[i]
+	}
+	return dumps
+}
+
+func requests(dumps []*v1alpha1.LiveDump) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, dump := range dumps {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(dump)})
 	}
 	return requests
 }

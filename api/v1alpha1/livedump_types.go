@@ -189,6 +189,11 @@ type TargetStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	HolderPodUID string `json:"holderPodUID,omitempty"`
+	// localPath is the device's path on the node, from a volume of kind local. It is set when the
+	// node's kubelet has not started the holder, and the agent then goes by it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	LocalPath string `json:"localPath,omitempty"`
 }
 
 // Progress of a running dump, written at most once a second.
@@ -328,6 +333,11 @@ type LiveDumpStatus struct {
 	// observedGeneration of the spec that the controller has seen.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// placeInLine counts from 1, the next one, while Accepted has the reason WaitingInLine. Places
+	// behind the tenth are brought up to date only when they have halved.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	PlaceInLine int32 `json:"placeInLine,omitempty"`
 	// startTime is when the dump was accepted.
 	// +optional
 	StartTime *metav1.Time `json:"startTime,omitempty"`

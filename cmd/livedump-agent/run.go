@@ -216,6 +216,9 @@ func (r *runFlags) agent(c client.Client) (*agent.Agent, error) {
 			}
 			defer unlock()
 			find := func() (blockdev.ID, error) {
+				if path := dump.Status.Target.LocalPath; path != "" {
+					return host.FindLocal(path, r.kubeletDir, dump.Status.Target.HolderPodUID, dump.Status.Target.PersistentVolumeName)
+				}
 				return host.FindVolume(r.kubeletDir, dump.Status.Target.HolderPodUID, dump.Status.Target.PersistentVolumeName)
 			}
 			return node.Engine(find, agent.Need(dump)).Dump(ctx, o)

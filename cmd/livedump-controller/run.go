@@ -41,6 +41,7 @@ type options struct {
 	agentSelector    string
 	holderImage      string
 	holderPullPolicy string
+	maxConcurrent    int
 	metricsAddress   string
 	probeAddress     string
 	leaderElect      bool
@@ -64,6 +65,7 @@ func parseOptions(args []string, out io.Writer) (*options, error) {
 	flags.StringVar(&o.agentSelector, "agent-selector", controllers.NameLabel+"=livedump,"+controllers.ComponentLabel+"=agent", "label `selector` of the agent's pods")
 	flags.StringVar(&o.holderImage, "holder-image", "", "`image` of holder pods: the controller's own image (required)")
 	flags.StringVar(&o.holderPullPolicy, "holder-image-pull-policy", string(corev1.PullIfNotPresent), "pull `policy` of that image: Always, IfNotPresent or Never")
+	flags.IntVar(&o.maxConcurrent, "max-concurrent-dumps", 0, "how many LiveDumps may run at a time in the whole cluster, one for each node at most; the others wait in line. 0: no limit")
 	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "`address` for metrics (HTTPS, with authentication and authorisation); 0: no metrics")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "`address` for /healthz and /readyz")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the leader lease")
@@ -107,6 +109,9 @@ func (o *options) complete() error {
 	if o.holderImage == "" {
 		return usageError{errors.New("--holder-image is required: the image of this controller")}
 	}
+	if o.maxConcurrent < 0 {
+		return usageError{errors.New("--max-concurrent-dumps must not be negative")}
+	}
 	o.leaderNamespace = cmp.Or(o.leaderNamespace, o.ownNamespace)
 	o.parsedConfig = controllers.Config{
 		Namespaces:            slices.Compact(namespaces),
@@ -114,6 +119,7 @@ func (o *options) complete() error {
 		AgentSelector:         selector,
 		HolderImage:           o.holderImage,
 		HolderImagePullPolicy: corev1.PullPolicy(o.holderPullPolicy),
+		MaxConcurrent:         o.maxConcurrent,
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ func TestBadOptions(t *testing.T) {
 		"empty namespace":   {"ns", []string{"--holder-image=i", "--namespaces=a,"}, `"" is no namespace`},
 		"bad selector":      {"ns", []string{"--holder-image=i", "--agent-selector=a in"}, "--agent-selector"},
 		"bad pull policy":   {"ns", []string{"--holder-image=i", "--holder-image-pull-policy=Sometimes"}, `"Sometimes" is none of`},
+		"negative limit":    {"ns", []string{"--holder-image=i", "--max-concurrent-dumps=-1"}, "must not be negative"},
 		"argument too many": {"ns", []string{"--holder-image=i", "extra"}, `unexpected argument "extra"`},
 		"unknown flag":      {"ns", []string{"--no-such-flag"}, "no-such-flag"},
 	} {

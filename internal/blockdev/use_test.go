@@ -148,6 +148,51 @@ func TestUnescape(t *testing.T) {
 	}
 }
 
+// The direct way must not take a device from under a pod that the kubelet has given it to.
+func TestFindLocal(t *testing.T) {
+	const mine, other, pv, dir = "0c7fa4d2-1111-2222-3333-444444444444", "aaaaaaaa-1111-2222-3333-444444444444", "pv-1", "/var/lib/kubelet"
+	h := fakeHost(t, rootMount, "")
+	if err := unix.Mknod(filepath.Join(h.Root, "dev/vdb"), unix.S_IFBLK|0o600, int(unix.Mkdev(254, 16))); err != nil {
+		t.Skipf("cannot make device nodes: %v", err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.FindLocal("/dev/vdb", dir, mine, pv); err == nil {
+		t.Error("accepted without the kubelet's directory, so nobody knows which pods have the volume")
+	}
+	attach := func(uid string) {
+		t.Helper()
+		d := filepath.Join(h.Root, dir, "pods", uid, "volumeDevices/kubernetes.io~local-volume")
+		must(os.MkdirAll(d, 0o700))
+		must(os.Symlink("/dev/vdb", filepath.Join(d, pv)))
+	}
+	must(os.MkdirAll(filepath.Join(h.Root, dir, "pods", other, "volumes"), 0o700))
+	attach(mine)
+	must(os.MkdirAll(filepath.Join(h.Root, "dev/disk/by-id"), 0o700))
+	must(os.Symlink("../../vdb", filepath.Join(h.Root, "dev/disk/by-id/wwn-1")))
+	for _, p := range []string{"/dev/vdb", "/dev/disk/by-id/wwn-1"} {
+		if id, err := h.FindLocal(p, dir, mine, pv); err != nil || id != (ID{254, 16}) {
+			t.Errorf("%s: got %s, %v", p, id, err)
+		}
+	}
+	for p, want := range map[string]error{"/dev/vdc": ErrNotFound, "dev/vdb": ErrNotFound, "/dev/disk": ErrNotBlock} {
+		if _, err := h.FindLocal(p, dir, mine, pv); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", p, err, want)
+		}
+	}
+	if _, err := h.FindLocal("/dev/vdb", dir, mine, "../"+pv); err == nil {
+		t.Error("a volume's name with a path in it was accepted")
+	}
+	attach(other)
+	if _, err := h.FindLocal("/dev/vdb", dir, mine, pv); !errors.Is(err, ErrInUse) {
+		t.Errorf("attached for another pod: got %v, want %v", err, ErrInUse)
+	}
+}
+
 func TestFindVolume(t *testing.T) {
 	const uid, pv, dir = "0c7fa4d2-1111-2222-3333-444444444444", "pvc-1", "/var/lib/kubelet"
 	const plugin = "kubernetes.io~local-volume"

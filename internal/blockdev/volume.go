@@ -28,12 +28,58 @@ func (h Host) FindVolume(kubeletDir, podUID, pvName string) (ID, error) {
 		return ID{}, fmt.Errorf("finding the volume: %q is not the name of a volume", pvName)
 	}
 	base := path.Join(kubeletDir, "pods", podUID, "volumeDevices")
-	plugins, err := h.readDirInRoot(base)
-	if errors.Is(err, unix.ENOENT) {
-		return ID{}, refuse(ErrNotFound, base, "the kubelet has attached no block volume for this pod")
-	}
+	found, err := h.attached(base, pvName)
 	if err != nil {
 		return ID{}, fmt.Errorf("finding the volume: %w", err)
+	}
+	switch len(found) {
+	case 0:
+		return ID{}, refuse(ErrNotFound, base, "volume %s is not among the block volumes that the kubelet has attached for this pod", pvName)
+	case 1:
+		return h.Resolve(found[0])
+	}
+	return ID{}, refuse(ErrNotFound, base, "volume %s is there more than once: %v", pvName, found)
+}
+
+// FindLocal gives the block device of a local volume by the path that the volume names, for a node whose kubelet starts
+// no pods. It bypasses the kubelet, so it refuses a volume that the kubelet has attached for any pod but the
+// one named. ErrNotFound, ErrNotBlock, ErrInUse.
+func (h Host) FindLocal(devicePath, kubeletDir, podUID, pvName string) (ID, error) {
+	if !pvNameForm.MatchString(pvName) {
+		return ID{}, fmt.Errorf("finding the volume: %q is not the name of a volume", pvName)
+	}
+	if !path.IsAbs(devicePath) {
+		return ID{}, refuse(ErrNotFound, devicePath, "the path of a local volume has to begin with /")
+	}
+	id, err := h.Resolve(devicePath)
+	if err != nil {
+		return ID{}, err
+	}
+	pods := path.Join(kubeletDir, "pods")
+	uids, err := h.readDirInRoot(pods)
+	if err != nil {
+		return ID{}, fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
+	}
+	for _, uid := range uids {
+		attached, err := h.attached(path.Join(pods, uid, "volumeDevices"), pvName)
+		if err != nil {
+			return ID{}, fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
+		}
+		if len(attached) > 0 && uid != podUID {
+			return ID{}, refuse(ErrInUse, devicePath, "the kubelet has attached volume %s for the pod with UID %s", pvName, uid)
+		}
+	}
+	return id, nil
+}
+
+// attached are the paths by which the kubelet has a block volume in a pod's directory volumeDevices.
+func (h Host) attached(base, pvName string) ([]string, error) {
+	plugins, err := h.readDirInRoot(base)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	var found []string
 	for _, plugin := range plugins {
@@ -42,16 +88,10 @@ func (h Host) FindVolume(kubeletDir, podUID, pvName string) (ID, error) {
 			unix.Close(fd)
 			found = append(found, p)
 		} else if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-			return ID{}, fmt.Errorf("finding the volume: %w", err)
+			return nil, err
 		}
 	}
-	switch len(found) {
-	case 0:
-		return ID{}, refuse(ErrNotFound, base, "volume %s is not among the block volumes of this pod", pvName)
-	case 1:
-		return h.Resolve(found[0])
-	}
-	return ID{}, refuse(ErrNotFound, base, "volume %s is there more than once: %v", pvName, found)
+	return found, nil
 }
 
 func (h Host) readDirInRoot(p string) ([]string, error) {

@@ -269,6 +269,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: placeInLine
+      type:
+        scalar: numeric
     - name: progress
       type:
         namedType: io.livedump.api.v1alpha1.Progress
@@ -422,6 +425,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: numeric
     - name: holderPodUID
+      type:
+        scalar: string
+    - name: localPath
       type:
         scalar: string
     - name: persistentVolumeName

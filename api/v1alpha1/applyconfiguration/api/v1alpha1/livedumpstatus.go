@@ -18,6 +18,9 @@ type LiveDumpStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration of the spec that the controller has seen.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
+	// placeInLine counts from 1, the next one, while Accepted has the reason WaitingInLine. Places
+	// behind the tenth are brought up to date only when they have halved.
+	PlaceInLine *int32 `json:"placeInLine,omitempty"`
 	// startTime is when the dump was accepted.
 	StartTime *metav1.Time `json:"startTime,omitempty"`
 	// completionTime is when it ended.
@@ -58,6 +61,14 @@ func (b *LiveDumpStatusApplyConfiguration) WithConditions(values ...*v1.Conditio
 // If called multiple times, the ObservedGeneration field is set to the value of the last call.
 func (b *LiveDumpStatusApplyConfiguration) WithObservedGeneration(value int64) *LiveDumpStatusApplyConfiguration {
 	b.ObservedGeneration = &value
+	return b
+}
+
+// WithPlaceInLine sets the PlaceInLine field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PlaceInLine field is set to the value of the last call.
+func (b *LiveDumpStatusApplyConfiguration) WithPlaceInLine(value int32) *LiveDumpStatusApplyConfiguration {
+	b.PlaceInLine = &value
 	return b
 }
 

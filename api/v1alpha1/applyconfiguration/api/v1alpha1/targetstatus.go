@@ -15,6 +15,9 @@ type TargetStatusApplyConfiguration struct {
 	CapacityBytes *int64 `json:"capacityBytes,omitempty"`
 	// holderPodUID is the UID of the pod that keeps the claim attached to the node.
 	HolderPodUID *string `json:"holderPodUID,omitempty"`
+	// localPath is the device's path on the node, from a volume of kind local. It is set when the
+	// node's kubelet has not started the holder, and the agent then goes by it.
+	LocalPath *string `json:"localPath,omitempty"`
 }
 
 // TargetStatusApplyConfiguration constructs a declarative configuration of the TargetStatus type for use with
@@ -44,5 +47,13 @@ func (b *TargetStatusApplyConfiguration) WithCapacityBytes(value int64) *TargetS
 // If called multiple times, the HolderPodUID field is set to the value of the last call.
 func (b *TargetStatusApplyConfiguration) WithHolderPodUID(value string) *TargetStatusApplyConfiguration {
 	b.HolderPodUID = &value
+	return b
+}
+
+// WithLocalPath sets the LocalPath field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the LocalPath field is set to the value of the last call.
+func (b *TargetStatusApplyConfiguration) WithLocalPath(value string) *TargetStatusApplyConfiguration {
+	b.LocalPath = &value
 	return b
 }
