@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"livedump.io/internal/convert"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 )
 
@@ -25,13 +26,17 @@ type converted struct {
 
 func newConvert() *cobra.Command {
 	var o convert.Options
-	var compression string
+	var compression, form string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "convert SOURCE FILE",
-		Short: "Make a kdump-compressed dump of a dump or an ELF vmcore",
-		Long: `Make a kdump-compressed dump of another dump, with another compression or with fewer pages, or of
-an ELF vmcore (of /proc/vmcore, makedumpfile -E or QEMU).
+		Short: "Make a dump of another: in another format or compression, or with fewer pages",
+		Long: `Make a dump of another: in another format or compression, or with fewer pages. SOURCE is a
+kdump-compressed dump, plain or flattened, or an ELF vmcore (of livedump, /proc/vmcore, makedumpfile -E or QEMU).
+
+A flattened stream becomes the plain dump that it holds, byte for byte, if nothing else is asked for.
+
+An ELF vmcore is not compressed, and has holes where there are no pages.
 
 FILE gets its name when it is complete. Pages are left out by their classes, which dumps of livedump
 know; of others only zero pages can be left out.`,
@@ -43,13 +48,26 @@ know; of others only zero pages can be left out.`,
 			if o.DumpLevel < 0 || o.DumpLevel > 31 {
 				return fmt.Errorf("--dump-level %d: want 0 to 31", o.DumpLevel)
 			}
+			if o.Format, err = format.ParseFormat(form); err != nil {
+				return err
+			}
+			start := time.Now()
+			progress := newProgress(cmd.ErrOrStderr())
+			flattened, err := convert.IsFlattened(args[0])
+			if err != nil {
+				return err
+			}
+			if flattened && !changesContent(cmd) && o.Format != format.Flattened {
+				return rearrange(cmd, args[0], args[1], progress, asJSON)
+			}
 			s, err := convert.Open(args[0])
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			start := time.Now()
-			progress := newProgress(cmd.ErrOrStderr())
+			if o.Format == format.Natural {
+				o.Format = format.Kdump
+			}
 			stop := func() {}
 			o.Progress = func(ask func() kdump.Progress) { stop = progress.follow(ask) }
 			sum, err := convert.Run(cmd.Context(), s, args[1], o)
@@ -58,7 +76,7 @@ know; of others only zero pages can be left out.`,
 			if err != nil {
 				return err
 			}
-			c := converted{File: args[1], Format: "kdump-compressed v6", Bytes: sum.Bytes, Pages: sum.Pages, Lost: sum.Lost,
+			c := converted{File: args[1], Format: o.Format.String(), Bytes: sum.Bytes, Pages: sum.Pages, Lost: sum.Lost,
 				Seconds: time.Since(start).Seconds()}
 			if o.Verify {
 				c.SHA256 = fmt.Sprintf("%x", sum.SHA256)
@@ -71,6 +89,7 @@ know; of others only zero pages can be left out.`,
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&form, "format", "", "`format` of the result: kdump, flattened or elf (default: kdump)")
 	cmd.Flags().StringVar(&compression, "compression", "zstd", "`codec` of the pages: zstd, zlib, snappy or none")
 	cmd.Flags().IntVar(&o.Level, "level", 0, "`level` of zstd (1 to 4) or zlib (1 to 9), 0: the fastest")
 	cmd.Flags().IntVar(&o.DumpLevel, "dump-level", 0, "page classes to leave out besides those that are left out already, makedumpfile's `bits`")
@@ -78,4 +97,32 @@ know; of others only zero pages can be left out.`,
 	cmd.Flags().BoolVar(&o.Verify, "verify", false, "read the result back and compare it with what was written")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd
+}
+
+// changesContent says whether flags ask for other bytes than the source's.
+func changesContent(cmd *cobra.Command) bool {
+	for _, name := range []string{"compression", "level", "dump-level", "format"} {
+		if cmd.Flags().Changed(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// rearrange makes a plain dump of a flattened stream.
+func rearrange(cmd *cobra.Command, source, path string, p *progress, asJSON bool) error {
+	start := time.Now()
+	size, err := convert.Rearrange(cmd.Context(), source, path, func(done, total int64) {
+		p.show("writing", uint64(done), uint64(total))
+	})
+	p.clear()
+	if err != nil {
+		return err
+	}
+	took := time.Since(start).Seconds()
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), map[string]any{"file": path, "format": "as in the flattened stream", "bytes": size, "seconds": took})
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: the plain dump of %s, %s in %.1f s\n", path, source, bytesText(uint64(size)), took)
+	return err
 }

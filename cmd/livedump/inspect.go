@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"livedump.io/internal/convert"
 	"livedump.io/internal/kdump"
 )
 
@@ -27,7 +28,7 @@ func newInspect() *cobra.Command {
 FILE is a file or a block device. The checksums are not looked at: that is what "livedump verify" is for.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := kdump.Open(args[0])
+			r, err := convert.Open(args[0])
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"livedump.io/internal/convert"
 	"livedump.io/internal/kdump"
 )
 
@@ -23,7 +24,7 @@ FILE is a file or a block device. The exit status is 1 if anything is wrong; dam
 by their page frame numbers.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := kdump.Open(args[0])
+			r, err := convert.Open(args[0])
 			if err != nil {
 				return err
 			}

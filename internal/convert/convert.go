@@ -19,8 +19,8 @@ import (
 type Options struct {
 	// Format of the result; Natural is kdump-compressed.
 	Format format.Format
-	Codec kdump.Codec
-	Level int // of the codec
+	Codec  kdump.Codec
+	Level  int // of the codec
 	// DumpLevel, if it is more than the source's, leaves out classes of pages, makedumpfile's bits.
 	DumpLevel int
 	// Workers compress at once. 0: GOMAXPROCS.
@@ -66,7 +66,7 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 		}
 		meta.DumpLevel = level
 	}
-	room, err := kdump.MaxSize(meta.MaxPFN, meta.Pages, len(meta.Notes))
+	room, err := o.Format.MaxRoom(meta.MaxPFN, meta.Pages, len(meta.Notes))
 	if err != nil {
 		return sum, err
 	}

@@ -20,7 +20,8 @@ import (
 )
 
 const vmcoreinfo = "OSRELEASE=6.1.0-test\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff80002000\n" +
-	"SYMBOL(init_uts_ns)=ffffffff80001800\nOFFSET(uts_namespace.name)=16\nNUMBER(phys_base)=65536\n"
+	"SYMBOL(init_uts_ns)=ffffffff80001800\nOFFSET(uts_namespace.name)=16\nNUMBER(phys_base)=65536\n" +
+	"SYMBOL(_stext)=ffffffff80000000\n"
 
 // The memory of the made-up node: two ranges of page frames with a hole between them, and one that is
 // RAM but not in the file.
@@ -57,6 +58,7 @@ func physical(pfn uint64) []byte {
 		}
 	case pfn == 18: // top of the page tables: 0xffff888000000000 is entry 273
 		le.PutUint64(b[273*8:], 19<<12|1)
+		le.PutUint64(b[511*8:], 22<<12|1)
 	case pfn == 19: // one page of 1 GiB, and a table
 		le.PutUint64(b[0:], 0<<12|1|1<<7)
 		le.PutUint64(b[8:], 20<<12|1)
@@ -65,6 +67,16 @@ func physical(pfn uint64) []byte {
 		le.PutUint64(b[8:], 21<<12|1)
 	case pfn == 21:
 		le.PutUint64(b[8:], 17<<12|1)
+	case pfn == 22: // the kernel's image: 12 pages from page frame 16 on, with a gap
+		le.PutUint64(b[510*8:], 23<<12|1)
+	case pfn == 23:
+		le.PutUint64(b, 24<<12|1)
+	case pfn == 24:
+		for i := range uint64(12) {
+			if i != 10 {
+				le.PutUint64(b[i*8:], (16+i)<<12|1)
+			}
+		}
 	case pfn%3 == 0:
 	case pfn%3 == 1:
 		rng := rand.New(rand.NewPCG(pfn, 1))

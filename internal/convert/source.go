@@ -27,6 +27,17 @@ type Source struct {
 	count func(keep func(c kdump.Class, zero bool) bool) (uint64, error) // nil: the pages' classes are not known
 	read  kernelmem.PageReader
 	close func() error
+	info  func() (kdump.Info, error)
+	// verify is nil if there is nothing to compare the dump with.
+	verify func(ctx context.Context, o kdump.VerifyOptions) (kdump.Report, error)
+}
+
+// Info is what the dump says of itself.
+func (s *Source) Info() (kdump.Info, error) { return s.info() }
+
+// Verify compares every byte and page of a dump of livedump with its checksums; see kdump.Reader.Verify.
+func (s *Source) Verify(ctx context.Context, o kdump.VerifyOptions) (kdump.Report, error) {
+	return s.verify(ctx, o)
 }
 
 // Open opens a dump of any format that livedump reads.
@@ -62,6 +73,12 @@ func openCore(path string) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{Format: "ELF vmcore", read: c.ReadPage, close: c.Close}
+	s.verify = func(ctx context.Context, _ kdump.VerifyOptions) (kdump.Report, error) { return c.Verify(ctx) }
+	s.info = func() (kdump.Info, error) {
+		i, err := c.Info()
+		i.Utsname = s.Meta.Utsname
+		return i, err
+	}
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -76,6 +93,13 @@ func openCore(path string) (*Source, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, c.Close()))
+	}
+	if r := c.Record; r != nil {
+		m := &s.Meta
+		m.Session, m.FrozenAt, m.Stop, m.ClassPages = r.Session, r.FrozenAt, r.Stop, r.ClassPages
+		m.Pages, m.DumpLevel = r.Pages+r.Lost, c.DumpLevel
+		s.Lost, s.each, s.count = r.Lost, c.EachRef, c.CountRefs
+		return s, nil
 	}
 	s.each = func(ctx context.Context, workers int, f func([]kdump.PageRef, []byte) error) error {
 		return c.EachPage(ctx, workers, func(first uint64, data []byte) error {
@@ -100,7 +124,7 @@ func openKdump(path string) (*Source, error) {
 		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, r.Close()))
 	}
 	s := &Source{
-		Meta: meta, Format: "kdump-compressed v6", each: r.EachPage, close: r.Close,
+		Meta: meta, Format: "kdump-compressed v6", each: r.EachPage, close: r.Close, info: r.Info, verify: r.Verify,
 		read: func(pfn uint64, b []byte) error {
 			_, err := r.ReadPage(pfn, b)
 			return err

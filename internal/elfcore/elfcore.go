@@ -34,7 +34,12 @@ type Core struct {
 	ram      []kdump.PFNRange
 	maxPFN   uint64
 
-	Notes            []byte
+	// Notes are those of the kernel, without livedump's own.
+	Notes []byte
+	// Record is what livedump itself says of the vmcore; nil if another program wrote it.
+	Record *kdump.Record
+	// DumpLevel is only known with a Record.
+	DumpLevel        int
 	VMCoreInfoOffset uint64
 	VMCoreInfoBytes  uint64
 	NrCPUs           int
@@ -47,6 +52,8 @@ type segment struct {
 }
 
 const (
+	noteHeaderBytes = 12
+
 	maxPhys  = 1 << 46 // bytes
 	maxNotes = 64 << 20
 )
@@ -124,7 +131,7 @@ func (c *Core) read() error {
 	if err != nil {
 		return fmt.Errorf("mapping the vmcore: %w", err)
 	}
-	return nil
+	return c.readRecord(size)
 }
 
 // add takes the whole pages of a segment. What is not in the file is memory that was left out.
@@ -167,6 +174,12 @@ func (c *Core) readNotes() error {
 	}
 	for _, n := range notes {
 		switch n.Name {
+		case kdump.ELFNoteName:
+			rec, level, err := kdump.DecodeELFNote(n.Desc)
+			if err != nil {
+				return err
+			}
+			c.Record, c.DumpLevel = &rec, level
 		case "CORE":
 			if n.Type == 1 { // NT_PRSTATUS
 				c.NrCPUs++
@@ -175,6 +188,10 @@ func (c *Core) readNotes() error {
 			c.VMCoreInfoOffset = uint64(bytes.Index(c.Notes, n.Desc))
 			c.VMCoreInfoBytes = uint64(len(n.Desc))
 		}
+	}
+	if c.Record != nil {
+		// It comes last.
+		c.Notes = c.Notes[:bytes.LastIndex(c.Notes, append([]byte(kdump.ELFNoteName), 0))-noteHeaderBytes]
 	}
 	return nil
 }
@@ -203,15 +220,7 @@ func (c *Core) Pages() (n uint64) {
 
 // ReadPage reads a page into b. Errors: kdump.ErrExcluded, or of reading.
 func (c *Core) ReadPage(pfn uint64, b []byte) error {
-	i, found := slices.BinarySearchFunc(c.segments, pfn, func(s segment, pfn uint64) int {
-		if pfn < s.Start {
-			return 1
-		}
-		if pfn >= s.End {
-			return -1
-		}
-		return 0
-	})
+	i, found := slices.BinarySearchFunc(c.segments, pfn, compareSegment)
 	if !found {
 		return fmt.Errorf("page frame %#x: %w", pfn, kdump.ErrExcluded)
 	}
@@ -221,6 +230,16 @@ func (c *Core) ReadPage(pfn uint64, b []byte) error {
 		return fmt.Errorf("page frame %#x: %w", pfn, err)
 	}
 	return nil
+}
+
+func compareSegment(s segment, pfn uint64) int {
+	switch {
+	case pfn < s.Start:
+		return 1
+	case pfn >= s.End:
+		return -1
+	}
+	return 0
 }
 
 const batchPages = 256

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"livedump.io/internal/kdump"
+	"livedump.io/internal/kernelmem"
 	"livedump.io/internal/target"
 )
 
@@ -24,9 +25,11 @@ const (
 	Kdump
 	// Flattened is kdump-compressed as the flattened stream of makedumpfile.
 	Flattened
+	// ELF is an ELF vmcore: without compression, in a file with holes.
+	ELF
 )
 
-var names = [...]string{"", "kdump", "flattened"}
+var names = [...]string{"", "kdump", "flattened", "elf"}
 
 // ParseFormat takes a name in any case; no name is Natural.
 func ParseFormat(name string) (Format, error) {
@@ -45,6 +48,8 @@ func (f Format) String() string {
 		return "kdump-compressed v6"
 	case Flattened:
 		return "kdump-compressed v6, flattened"
+	case ELF:
+		return "ELF vmcore"
 	}
 	return fmt.Sprintf("Format(%d)", uint8(f))
 }
@@ -59,10 +64,23 @@ func (f Format) For(t target.Target) (Format, error) {
 		return Flattened, nil
 	case f != Flattened && !random:
 		return 0, fmt.Errorf("%s takes bytes one after the other, so the format can only be flattened", t.Describe())
-	case f == Flattened && random && !t.Abilities().Sized:
-		return 0, fmt.Errorf("%s has no end of its own, which the flattened format needs; the format can only be kdump", t.Describe())
+	case f != Kdump && random && !t.Abilities().Sized:
+		return 0, fmt.Errorf("%s is no file, so the format can only be kdump", t.Describe())
 	}
 	return f, nil
+}
+
+// MaxRoom is the room, in bytes, with which a dump of this many pages fits whatever they contain (but for 16 bytes for each run of
+// lost pages). Of an ELF vmcore most of it is holes.
+func (f Format) MaxRoom(maxPFN, pages uint64, notesBytes int) (int64, error) {
+	if f == ELF {
+		return kdump.ELFRoom(maxPFN, pages, notesBytes)
+	}
+	room, err := kdump.MaxSize(maxPFN, pages, notesBytes)
+	if f == Flattened {
+		room += room/1024 + 1<<20 // 16 bytes for each record, and the beginning
+	}
+	return room, err
 }
 
 // Writer turns a target into a dump. Add may be called from several goroutines; Abort at any time, from any.
@@ -82,8 +100,13 @@ func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (
 		return nil, err
 	}
 	random, _ := t.(target.Random)
-	if f == Kdump {
-		w, err := kdump.NewWriter(random, meta, opts)
+	if f != Flattened {
+		var w *kdump.Writer
+		if f == ELF {
+			w, err = kdump.NewELFWriter(random, meta, opts, kernelmem.Mappings)
+		} else {
+			w, err = kdump.NewWriter(random, meta, opts)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -63,18 +63,15 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	if given := w.pages + w.lost; given != w.meta.Pages {
 		return Summary{}, fmt.Errorf("%w: %d of %d were given", ErrPagesMissing, given, w.meta.Pages)
 	}
-	w.setStep("Finishing")
 	w.releaseWorkers()
+	if w.form.elf != nil {
+		return w.finishELF(ctx)
+	}
+	w.setStep("Finishing")
 
-	rec := w.record(StateComplete)
+	rec := w.completeRecord()
 	rec.DataOffset = uint64(w.layout.dataOffset)
 	rec.ChunkBytes = uint32(w.layout.chunkBytes)
-	rec.PageInfo = pageInfoV1
-	rec.Pages = w.pages
-	rec.Lost = w.lost
-	rec.ZeroPages = w.zeros
-	rec.Uncovered = w.uncovered
-
 	if err := w.writeTail(&rec); err != nil {
 		return Summary{}, err
 	}
@@ -104,7 +101,7 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	rec.encode(block.b)
 
 	var sum [sha256.Size]byte
-	if !w.opts.NoReadBack && w.flat == nil {
+	if !w.opts.NoReadBack && w.form.flat == nil {
 		w.setStep("Verifying")
 		if sum, err = w.readBack(ctx, block.b, &rec); err != nil {
 			return Summary{}, err
@@ -120,6 +117,17 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 		Bytes: rec.Size, SHA256: sum,
 		Pages: rec.Pages, Lost: rec.Lost, Uncovered: rec.Uncovered, ZeroPages: rec.ZeroPages,
 	}, nil
+}
+
+// completeRecord has what is the same in all formats.
+func (w *Writer) completeRecord() Record {
+	rec := w.record(StateComplete)
+	rec.PageInfo = pageInfoV1
+	rec.Pages = w.pages
+	rec.Lost = w.lost
+	rec.ZeroPages = w.zeros
+	rec.Uncovered = w.uncovered
+	return rec
 }
 
 // writeTail puts the table of lost ranges behind the data and ends it.
@@ -310,9 +318,9 @@ func (w *Writer) writeBlock0(block []byte) error {
 	if err := writeAt(w.out, block, 0); err != nil {
 		return err
 	}
-	if w.flat != nil {
+	if w.form.flat != nil {
 		w.bytesWritten.Add(PageSize)
-		return w.flat.end()
+		return w.form.flat.end()
 	}
 	if err := w.out.Sync(); err != nil {
 		return fmt.Errorf("syncing block 0: %w", err)

@@ -79,6 +79,9 @@ func (d *Reader) Info() (Info, error) {
 		Registers:    CPUs(d.parsed),
 		VMCoreInfo:   d.info,
 	}
+	if d.flattened {
+		i.Format += ", flattened"
+	}
 	for _, b := range d.ram {
 		i.RAMPages += uint64(bits.OnesCount8(b))
 	}
@@ -94,8 +97,8 @@ func (d *Reader) Info() (Info, error) {
 	return i, err
 }
 
-func (d *Reader) livedumpInfo() (*LivedumpInfo, error) {
-	r := d.rec
+// NewLivedumpInfo shows a record. Which pages are lost, and of what classes the dumped ones are, is not in it.
+func NewLivedumpInfo(r *Record) *LivedumpInfo {
 	l := &LivedumpInfo{
 		Session: r.Session.String(), FrozenAt: r.FrozenAt, StopNanosecs: r.Stop.Nanoseconds(),
 		Pages: r.Pages, ZeroPages: r.ZeroPages, LostPages: r.Lost, UncoveredPages: r.Uncovered,
@@ -107,24 +110,27 @@ func (d *Reader) livedumpInfo() (*LivedumpInfo, error) {
 			l.ClassPages[Class(c).String()] = n
 		}
 	}
-	var byClass [256]uint64
+	return l
+}
+
+// CountPage counts a page that is in the dump.
+func (l *LivedumpInfo) CountPage(p PageInfo) {
+	l.DumpedByClass[p.Class.String()]++
+	if p.Flags&PageCopy != 0 {
+		l.CopiedPages++
+	}
+}
+
+func (d *Reader) livedumpInfo() (*LivedumpInfo, error) {
+	l := NewLivedumpInfo(d.rec)
 	err := d.eachPage(verifyBatch, func(pages []pageAt) error {
 		for _, p := range pages {
-			info := decodePageInfo(p.desc.pageFlags)
-			byClass[info.Class]++
-			if info.Flags&PageCopy != 0 {
-				l.CopiedPages++
-			}
+			l.CountPage(decodePageInfo(p.desc.pageFlags))
 		}
 		return nil
 	})
 	if err != nil {
 		return l, err
-	}
-	for c, n := range byClass {
-		if n > 0 {
-			l.DumpedByClass[Class(c).String()] = n
-		}
 	}
 	l.LostRanges, err = d.LostPages()
 	return l, err

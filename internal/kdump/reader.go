@@ -24,6 +24,8 @@ type Reader struct {
 	size  int64 // of the file or device
 	close func() error
 
+	flattened bool
+
 	block  [PageSize]byte
 	hdr    header
 	sub    subHeader
@@ -44,7 +46,7 @@ type Reader struct {
 
 const rankBytes = 512
 
-// Open opens a dump in a file or on a block device.
+// Open opens a dump in a file or on a block device; also one that is in a file as a flattened stream.
 func Open(path string) (*Reader, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -73,6 +75,18 @@ func openFile(f *os.File) (*Reader, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, fmt.Errorf("finding its size: %w", err)
+	}
+	if IsFlattened(f) {
+		flat, err := OpenFlattened(f, size)
+		if err != nil {
+			return nil, err
+		}
+		r, err := NewReader(flat, flat.Size())
+		if err != nil {
+			return nil, fmt.Errorf("in a flattened stream: %w", err)
+		}
+		r.flattened = true
+		return r, nil
 	}
 	return NewReader(f, size)
 }

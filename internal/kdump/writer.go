@@ -55,7 +55,7 @@ type Writer struct {
 	meta   Meta
 	layout layout
 	phys   int64
-	flat   *flattener // out, if the dump goes to a stream
+	form   form
 
 	failure *failure
 	disk    *disk
@@ -119,10 +119,16 @@ func newWorker(codec Codec, level int) (*worker, error) {
 // NewWriter checks that the target can hold the dump at all (else *TargetTooSmallError, and nothing
 // has been written), marks block 0 as a dump in progress, and gets ready for pages.
 func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
-	return newWriter(out, nil, meta, opts)
+	return newWriter(out, form{}, meta, opts)
 }
 
-func newWriter(out Output, flat *flattener, meta Meta, opts Options) (*Writer, error) {
+// form is how the dump differs from a plain kdump-compressed one. At most one member is set.
+type form struct {
+	flat *flattener // what the Writer writes to, if the dump goes to a stream
+	elf  *elfForm
+}
+
+func newWriter(out Output, f form, meta Meta, opts Options) (*Writer, error) {
 	if err := opts.complete(meta.Pages); err != nil {
 		return nil, err
 	}
@@ -143,7 +149,10 @@ func newWriter(out Output, flat *flattener, meta Meta, opts Options) (*Writer, e
 	}
 	least := l.dataOffset + PageSize
 	least += l.tailBytes(least, 0)
-	if flat == nil {
+	if f.elf != nil {
+		least = f.elf.size
+	}
+	if f.flat == nil {
 		least += spillBytes(meta.Pages, opts.IndexPages)
 	}
 	room := roomOf(out)
@@ -154,7 +163,7 @@ func newWriter(out Output, flat *flattener, meta Meta, opts Options) (*Writer, e
 	meta.Notes = bytes.Clone(meta.Notes)
 	meta.RAM = mergeRanges(meta.RAM)
 	w := &Writer{
-		out: out, opts: opts, meta: meta, layout: l, phys: phys, flat: flat,
+		out: out, opts: opts, meta: meta, layout: l, phys: phys, form: f,
 		failure: newFailure(),
 		workers: make(chan *worker, opts.Workers),
 	}
@@ -167,6 +176,9 @@ func newWriter(out Output, flat *flattener, meta Meta, opts Options) (*Writer, e
 		w.failure.set(err)
 		w.halt()
 		return nil, err
+	}
+	if f.elf != nil {
+		return w, nil
 	}
 	// All zero pages point here.
 	w.data = newStream(w.disk, l.dataOffset)
@@ -203,21 +215,23 @@ func (o *Options) complete(pages uint64) error {
 
 // start allocates the buffers and starts the goroutines.
 func (w *Writer) start(room int64) (err error) {
-	w.disk, err = newDisk(w.out, int64(w.opts.ChunkBytes), w.opts.Writes, w.failure, &w.bytesWritten)
-	if err != nil {
-		return err
-	}
-	if w.opts.Bandwidth > 0 {
-		w.disk.pace = newPace(w.opts.Bandwidth)
+	if w.form.elf == nil {
+		w.disk, err = newDisk(w.out, int64(w.opts.ChunkBytes), w.opts.Writes, w.failure, &w.bytesWritten)
+		if err != nil {
+			return err
+		}
+		if w.opts.Bandwidth > 0 {
+			w.disk.pace = newPace(w.opts.Bandwidth)
+		}
 	}
 	pages := int(min(uint64(w.opts.IndexPages), max(w.meta.Pages, 1)))
-	if w.flat != nil {
+	if w.form.flat != nil {
 		room = spillBytes(w.meta.Pages, w.opts.IndexPages)
 	}
 	if w.index, err = newPageIndex(w.out, room, pages, w.failure); err != nil {
 		return err
 	}
-	if w.flat != nil {
+	if w.form.flat != nil {
 		w.index.scratch = w.opts.Scratch
 	}
 	for range w.opts.Workers {
@@ -364,6 +378,11 @@ func isZero(page []byte) bool {
 
 // store appends a worker's bytes to the data and takes note of where the pages are.
 func (w *Writer) store(k *worker) error {
+	if w.form.elf != nil {
+		if err := w.storeELF(k); err != nil {
+			return err
+		}
+	}
 	b, st := k.out, k.stored
 	k.out, k.stored = k.out[:0], k.stored[:0]
 	w.mu.Lock()
@@ -372,12 +391,8 @@ func (w *Writer) store(k *worker) error {
 	if given > w.meta.Pages {
 		return fmt.Errorf("more pages were given than the %d of the session", w.meta.Pages)
 	}
-	base := w.data.offset
-	end := base + int64(len(b))
-	if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
-		return w.tooSmall(end, given)
-	}
-	if err := w.data.append(b); err != nil {
+	base, end, err := w.appendData(b, given)
+	if err != nil {
 		return err
 	}
 	var lost int64
@@ -403,6 +418,19 @@ func (w *Writer) store(k *worker) error {
 	w.pagesLost.Add(lost)
 	w.pagesDone.Add(int64(len(st)))
 	return nil
+}
+
+// appendData puts the bytes of pages behind those before them. It returns where they begin and end.
+func (w *Writer) appendData(b []byte, given uint64) (base, end int64, err error) {
+	if w.form.elf != nil {
+		return 0, w.form.elf.size, nil
+	}
+	base = w.data.offset
+	end = base + int64(len(b))
+	if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
+		return 0, 0, w.tooSmall(end, given)
+	}
+	return base, end, w.data.append(b)
 }
 
 // tooSmall projects the size of the whole dump from the pages so far.
@@ -449,7 +477,7 @@ func (w *Writer) record(state State) Record {
 
 // mark makes block 0 say that this is no dump. A stream is none before its end.
 func (w *Writer) mark(r Record) error {
-	if w.flat != nil {
+	if w.form.flat != nil {
 		return nil
 	}
 	return writeMarker(w.out, r)

@@ -149,24 +149,38 @@ func (m *Memory) physical(addr uint64) (uint64, error) {
 	if addr >= kernelMap && addr < kernelMapEnd {
 		return addr - kernelMap + m.physBase, nil
 	}
+	phys, _, err := m.walk(addr)
+	return phys, err
+}
+
+// walk looks an address up in the page tables. size is that of the page it is in, or, with ErrUnmapped, of the
+// stretch in which there is none.
+func (m *Memory) walk(addr uint64) (phys, size uint64, err error) {
 	table := m.root
 	for level := m.levels; level > 0; level-- {
 		shift := uint(12 + 9*(level-1))
-		var b [8]byte
-		if err := m.readPhysical(table+(addr>>shift&511)*8, b[:]); err != nil {
-			return 0, fmt.Errorf("page tables of address %#x: %w", addr, err)
+		entry, err := m.entry(table, addr>>shift&511)
+		if err != nil {
+			return 0, 0, fmt.Errorf("page tables of address %#x: %w", addr, err)
 		}
-		entry := binary.LittleEndian.Uint64(b[:]) &^ m.encrypt
 		if entry&present == 0 {
-			return 0, fmt.Errorf("%w: %#x", ErrUnmapped, addr)
+			return 0, 1 << shift, fmt.Errorf("%w: %#x", ErrUnmapped, addr)
 		}
 		table = entry & address
-		if level == 1 || level <= 3 && entry&huge != 0 {
-			return table&^(1<<shift-1) | addr&(1<<shift-1), nil
+		if isLeaf(entry, level) {
+			return table&^(1<<shift-1) | addr&(1<<shift-1), 1 << shift, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: %#x", ErrUnmapped, addr)
+	return 0, kdump.PageSize, fmt.Errorf("%w: %#x", ErrUnmapped, addr)
 }
+
+func (m *Memory) entry(table, index uint64) (uint64, error) {
+	var b [8]byte
+	err := m.readPhysical(table+index*8, b[:])
+	return binary.LittleEndian.Uint64(b[:]) &^ m.encrypt, err
+}
+
+func isLeaf(entry uint64, level int) bool { return level == 1 || level <= 3 && entry&huge != 0 }
 
 // Utsname is what the kernel says it is, read from its memory.
 func (m *Memory) Utsname() (kdump.Utsname, error) {
