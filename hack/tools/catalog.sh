@@ -19,6 +19,7 @@ kube-controller-manager  kubernetes      k8s.io/kubernetes/cmd/kube-controller-m
 kube-scheduler           kubernetes      k8s.io/kubernetes/cmd/kube-scheduler              k8s.io/kubernetes
 kubelet                  kubernetes      k8s.io/kubernetes/cmd/kubelet                     k8s.io/kubernetes
 helm                     helm            helm.sh/helm/v4/cmd/helm                          helm.sh/helm/v4
+versitygw                s3              github.com/versity/versitygw/cmd/versitygw        github.com/versity/versitygw
 '
 
 column() { # binary number

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/kdump"
 )
 
@@ -56,6 +57,17 @@ func checkContent(c content, policy Policy, name string) error {
 	ownDump := own && record.State == kdump.StateComplete
 	if foreign := foreignSignatures(c, ownDump); len(foreign) > 0 {
 		return refuse(ErrNotEmpty, name, "found %s; wipe the device if it is not needed", strings.Join(foreign, ", "))
+	}
+	if agefile.IsAge(c.head) {
+		owner, own := agefile.OwnerOf(c.head)
+		if !own {
+			return refuse(ErrNotEmpty, name, "it holds an age file of another program; wipe the device if it is not needed")
+		}
+		if policy == IfEmptyOrLiveDump {
+			return nil
+		}
+		return refuse(ErrNotEmpty, name, "it holds an encrypted dump of livedump (session %s) and the overwrite policy is %s",
+			owner.Session, policy)
 	}
 	if own {
 		if policy == IfEmptyOrLiveDump {

@@ -29,3 +29,13 @@ func (a *aligned) free() {
 		a.b = nil
 	}
 }
+
+// NewBuffer gives n bytes, rounded up to whole pages, at a page boundary and outside of the Go heap, as an Output wants
+// them. free gives them back.
+func NewBuffer(n int) (b []byte, free func(), err error) {
+	a, err := newAligned(n)
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.b, a.free, nil
+}

@@ -15,3 +15,11 @@ type Output interface {
 	// Size is the room in bytes. It does not change.
 	Size() int64
 }
+
+// Spiller is an Output that takes what does not stay in the dump elsewhere.
+type Spiller interface {
+	Output
+	// Spill is where that goes, with the offsets and the size of the Output itself: room that is free there is
+	// free here.
+	Spill() Output
+}

@@ -5,6 +5,10 @@ package kdump
 import (
 	"cmp"
 	"container/heap"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -20,6 +24,7 @@ import (
 // One goroutine at a time calls its methods.
 type pageIndex struct {
 	out      Output
+	aead     cipher.AEAD
 	scratch  func(room int64) (Scratch, error) // nil: out takes the runs
 	opened   Scratch
 	runPages int
@@ -42,8 +47,11 @@ type run struct {
 type spilledRun struct {
 	offset int64
 	pages  int
-	sums   []uint32 // CRC-32C of each indexPiece
+	tags   []pieceTag // of each indexPiece
 }
+
+// pieceTag is what authenticates a piece; it stays in memory.
+type pieceTag [16]byte
 
 const storedPageBytes = 24
 
@@ -59,7 +67,14 @@ func newRun(pages int) (*run, error) {
 }
 
 func newPageIndex(out Output, room int64, runPages int, f *failure) (*pageIndex, error) {
-	x := &pageIndex{out: out, runPages: runPages, failure: f, spare: make(chan *run, 1), bottom: room}
+	aead, err := newPieceCipher()
+	if err != nil {
+		return nil, err
+	}
+	if s, ok := out.(Spiller); ok {
+		out = s.Spill()
+	}
+	x := &pageIndex{out: out, aead: aead, runPages: runPages, failure: f, spare: make(chan *run, 1), bottom: room}
 	for range 2 {
 		r, err := newRun(runPages)
 		if err != nil {
@@ -151,8 +166,12 @@ func (x *pageIndex) spill(data int64) error {
 	x.spilling.Go(func() {
 		sortPages(full.pages)
 		used := full.mem.b[:runBytes(len(full.pages))]
+		var room [indexPiece + len(pieceTag{})]byte
 		for off := 0; off < len(used); off += indexPiece {
-			s.sums = append(s.sums, pageCRC(used[off:min(len(used), off+indexPiece)]))
+			piece := used[off:min(len(used), off+indexPiece)]
+			sealed := x.aead.Seal(room[:0], pieceNonce(bottom+int64(off)), piece, nil)
+			copy(piece, sealed)
+			s.tags = append(s.tags, pieceTag(sealed[len(piece):]))
 		}
 		for off := 0; off < len(used) && x.failure.get() == nil; off += DefaultChunkBytes {
 			part := used[off:min(len(used), off+DefaultChunkBytes)]
@@ -198,8 +217,26 @@ func (x *pageIndex) each(f func(*storedPage) error) error {
 	return x.merge(inOrder)
 }
 
+// newPieceCipher makes a key that is nowhere else.
+func newPieceCipher() (cipher.AEAD, error) {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, fmt.Errorf("key of the page index: %w", err)
+	}
+	return cipher.NewGCM(block)
+}
+
+// pieceNonce is the place of a piece: each place is written once.
+func pieceNonce(offset int64) []byte {
+	var n [12]byte
+	binary.LittleEndian.PutUint64(n[:], uint64(offset))
+	return n[:]
+}
+
 const (
-	// Whole pages of the index lie in whole blocks of the target here. Each such piece has a checksum.
+	// Whole pages of the index lie in whole blocks of the target here. Each such piece is encrypted by itself.
 	indexPiece = 3 * PageSize
 
 	mergeBytes    = 16 << 20        // of memory for all runs together
@@ -218,7 +255,7 @@ func (x *pageIndex) merge(f func(*storedPage) error) error {
 		h = append(h, &mergeSource{head: x.active.pages})
 	}
 	for i, r := range x.spilled {
-		s := &mergeSource{out: x.out, buf: mem.b[i*part:][:part], offset: r.offset, left: r.pages, sums: r.sums}
+		s := &mergeSource{out: x.out, aead: x.aead, buf: mem.b[i*part:][:part], offset: r.offset, left: r.pages, tags: r.tags}
 		if err := s.fill(); err != nil {
 			return err
 		}
@@ -255,10 +292,11 @@ func (x *pageIndex) merge(f func(*storedPage) error) error {
 type mergeSource struct {
 	head   []storedPage
 	out    Output
+	aead   cipher.AEAD
 	buf    []byte
 	offset int64
 	left   int // pages not yet read
-	sums   []uint32
+	tags   []pieceTag
 }
 
 // fill reads on. head is empty afterwards if the run has ended.
@@ -272,11 +310,15 @@ func (s *mergeSource) fill() error {
 	if k, err := s.out.ReadAt(b, s.offset); k < len(b) {
 		return fmt.Errorf("reading back the page index: %w", unexpectedEOF(err))
 	}
+	var room [indexPiece + len(pieceTag{})]byte
 	for off := 0; off < len(b); off += indexPiece {
-		if pageCRC(b[off:min(len(b), off+indexPiece)]) != s.sums[0] {
+		piece := b[off:min(len(b), off+indexPiece)]
+		plain, err := s.aead.Open(room[:0], pieceNonce(s.offset+int64(off)), append(append(room[:0], piece...), s.tags[0][:]...), nil)
+		if err != nil {
 			return fmt.Errorf("%w: the page index, at %d", ErrReadBack, s.offset+int64(off))
 		}
-		s.sums = s.sums[1:]
+		copy(piece, plain)
+		s.tags = s.tags[1:]
 	}
 	s.offset += int64(len(b))
 	s.left -= n

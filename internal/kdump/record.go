@@ -175,6 +175,9 @@ func (r *Record) marker(block []byte) {
 	r.encode(block)
 }
 
+// IsMark says whether a block 0 says that the target is not a dump (yet). It tells nothing of memory.
+func IsMark(block []byte) bool { return bytes.HasPrefix(block, recordMagic) }
+
 // ReadRecord reads the record of livedump from block 0 of r, whatever its state. found is false if
 // the block carries none, which is no error.
 func ReadRecord(r io.ReaderAt) (rec Record, found bool, err error) {
