@@ -64,6 +64,9 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 		return Summary{}, fmt.Errorf("%w: %d of %d were given", ErrPagesMissing, given, w.meta.Pages)
 	}
 	w.releaseWorkers()
+	if w.journal != nil {
+		w.journal.stop() // what it has is needed until block 0 is written, and stays as it is
+	}
 	if w.form.elf != nil {
 		return w.finishELF(ctx)
 	}

@@ -27,7 +27,7 @@ const (
 // comes last, in Finish; Abort writes nothing. Summary tells the size of the plain dump.
 func NewFlattenedWriter(w io.Writer, meta Meta, opts Options) (*Writer, error) {
 	f := &flattener{w: w}
-	return newWriter(f, form{flat: f}, meta, opts)
+	return create(f, form{flat: f}, meta, opts)
 }
 
 // flattener is an Output that makes records of writes.

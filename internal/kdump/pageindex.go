@@ -48,6 +48,7 @@ type spilledRun struct {
 	offset int64
 	pages  int
 	tags   []pieceTag // of each indexPiece
+	sums   []uint32   // instead, for a run in the journal, which is not encrypted: CRC-32C of each
 }
 
 // pieceTag is what authenticates a piece; it stays in memory.
@@ -255,7 +256,7 @@ func (x *pageIndex) merge(f func(*storedPage) error) error {
 		h = append(h, &mergeSource{head: x.active.pages})
 	}
 	for i, r := range x.spilled {
-		s := &mergeSource{out: x.out, aead: x.aead, buf: mem.b[i*part:][:part], offset: r.offset, left: r.pages, tags: r.tags}
+		s := &mergeSource{out: x.out, aead: x.aead, buf: mem.b[i*part:][:part], offset: r.offset, left: r.pages, tags: r.tags, sums: r.sums}
 		if err := s.fill(); err != nil {
 			return err
 		}
@@ -297,6 +298,7 @@ type mergeSource struct {
 	offset int64
 	left   int // pages not yet read
 	tags   []pieceTag
+	sums   []uint32
 }
 
 // fill reads on. head is empty afterwards if the run has ended.
@@ -313,6 +315,13 @@ func (s *mergeSource) fill() error {
 	var room [indexPiece + len(pieceTag{})]byte
 	for off := 0; off < len(b); off += indexPiece {
 		piece := b[off:min(len(b), off+indexPiece)]
+		if s.sums != nil {
+			if pageCRC(piece) != s.sums[0] {
+				return fmt.Errorf("%w: the journal, at %d", ErrReadBack, s.offset+int64(off))
+			}
+			s.sums = s.sums[1:]
+			continue
+		}
 		plain, err := s.aead.Open(room[:0], pieceNonce(s.offset+int64(off)), append(append(room[:0], piece...), s.tags[0][:]...), nil)
 		if err != nil {
 			return fmt.Errorf("%w: the page index, at %d", ErrReadBack, s.offset+int64(off))

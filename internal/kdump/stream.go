@@ -27,9 +27,11 @@ type disk struct {
 	failure *failure
 	pace    *pace // nil: as fast as it goes
 
-	mu      sync.Mutex
-	sums    [][sha256.Size]byte
-	pending sync.WaitGroup
+	mu       sync.Mutex
+	sums     [][sha256.Size]byte
+	underWay map[int64]bool // offsets of submitted writes that are not done
+	pending  sync.WaitGroup
+	onWrite  func() // a write is done
 
 	bytesWritten *atomic.Int64
 }
@@ -69,6 +71,7 @@ func newDisk(out Output, chunkBytes int64, writers int, f *failure, written *ato
 	buffers := writers + 2 // one being filled for data, one for metadata
 	d := &disk{
 		out: out, chunkBytes: chunkBytes, failure: f, bytesWritten: written,
+		underWay: map[int64]bool{}, onWrite: func() {},
 		free:   make(chan *aligned, buffers),
 		writes: make(chan chunkWrite, buffers),
 	}
@@ -100,13 +103,7 @@ func (d *disk) write(w chunkWrite) {
 		return
 	}
 	sum := sha256.Sum256(w.buf.b[:w.n])
-	i := int(w.offset / d.chunkBytes)
-	d.mu.Lock()
-	for len(d.sums) <= i {
-		d.sums = append(d.sums, [sha256.Size]byte{})
-	}
-	d.sums[i] = sum
-	d.mu.Unlock()
+	d.setSum(w.offset/d.chunkBytes, sum)
 	if d.pace != nil && !d.pace.wait(w.n, d.failure.done) {
 		return
 	}
@@ -115,6 +112,29 @@ func (d *disk) write(w chunkWrite) {
 		return
 	}
 	d.bytesWritten.Add(int64(w.n))
+	d.mu.Lock()
+	delete(d.underWay, w.offset)
+	d.mu.Unlock()
+	d.onWrite()
+}
+
+func (d *disk) setSum(chunk int64, sum [sha256.Size]byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for int64(len(d.sums)) <= chunk {
+		d.sums = append(d.sums, [sha256.Size]byte{})
+	}
+	d.sums[chunk] = sum
+}
+
+// writtenTo is up to where everything has been written that was to be, of what ends at end.
+func (d *disk) writtenTo(end int64) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for offset := range d.underWay {
+		end = min(end, offset)
+	}
+	return end
 }
 
 // writeAt is out.WriteAt with errors that say where. A target that has no room after all (a thin
@@ -146,6 +166,9 @@ func (d *disk) buffer() (*aligned, error) {
 
 func (d *disk) submit(w chunkWrite) {
 	d.pending.Add(1)
+	d.mu.Lock()
+	d.underWay[w.offset] = true
+	d.mu.Unlock()
 	d.writes <- w // has room for every buffer
 }
 
@@ -218,6 +241,11 @@ func (s *stream) room() ([]byte, error) {
 	}
 	end := (s.start/s.d.chunkBytes + 1) * s.d.chunkBytes
 	return s.cur.b[s.offset-s.start : end-s.start], nil
+}
+
+// left is how many bytes the current chunk still takes, never none.
+func (s *stream) left() int {
+	return int(s.d.chunkBytes - s.offset%s.d.chunkBytes)
 }
 
 func (s *stream) advance(n int) {

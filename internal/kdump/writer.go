@@ -28,6 +28,19 @@ type Options struct {
 	// IndexPages is how many pages' whereabouts are kept in memory before they are written to the end
 	// of the target for the time being, 48 bytes of memory each. 0: 1 Mi.
 	IndexPages int
+	// Journal keeps at the end of the target, while the dump is being written, what another process needs to
+	// go on with it: see ReadJournal. It takes some 25 bytes for each page there. Only for a plain kdump-compressed
+	// dump that is not encrypted; see Writer.Journaled.
+	Journal bool
+	// Durable, if not nil, is told of the pages, by page frame, that would outlive this process: content and
+	// whereabouts are on stable storage. It may be called by several goroutines at once, and for a page of a
+	// resumed dump once more. Its error fails the dump.
+	Durable func(pfns []uint64) error
+	// State is kept in the journal for the caller; see Writer.SaveState.
+	State []byte
+	// JournalPages make a segment of the journal; half of that does when a second has passed since the one
+	// before. 0: 4096, more for large dumps.
+	JournalPages int
 	// NoReadBack takes it on trust that the target keeps what is written to it: Finish does not read
 	// the dump back, and Summary.SHA256 stays zero.
 	NoReadBack bool
@@ -69,19 +82,39 @@ type Writer struct {
 	ending sync.Mutex // held by Finish and Abort
 	ended  bool       // the target has its last block 0
 
-	mu        sync.Mutex // data, index, counts
-	data      *stream
-	index     *pageIndex
-	pages     uint64 // in the dump
-	lost      uint64
-	zeros     uint64
-	uncovered uint64
+	mu      sync.Mutex // data, index, counts
+	data    *stream
+	index   *pageIndex
+	journal *journal // nil without one
+	counts
 
 	pagesDone     atomic.Int64
 	pagesLost     atomic.Int64
 	bytesWritten  atomic.Int64
 	bytesReadBack atomic.Int64
 	step          atomic.Pointer[string]
+}
+
+// counts of pages given so far.
+type counts struct {
+	pages     uint64 // in the dump
+	lost      uint64
+	zeros     uint64
+	uncovered uint64
+}
+
+func (c *counts) add(p *storedPage, zero bool) {
+	if PageFlags(p.flags)&PageLost != 0 {
+		c.lost++
+		return
+	}
+	if zero {
+		c.zeros++
+	}
+	c.pages++
+	if PageFlags(p.flags)&PageUncovered != 0 {
+		c.uncovered++
+	}
 }
 
 // storedPage is where a page is, until Finish makes a descriptor of it: 24 bytes.
@@ -102,6 +135,7 @@ type worker struct {
 	mem    *aligned
 	out    []byte
 	stored []storedPage
+	again  []uint64 // pages that a resumed dump has already
 }
 
 func newWorker(codec Codec, level int) (*worker, error) {
@@ -119,7 +153,7 @@ func newWorker(codec Codec, level int) (*worker, error) {
 // NewWriter checks that the target can hold the dump at all (else *TargetTooSmallError, and nothing
 // has been written), marks block 0 as a dump in progress, and gets ready for pages.
 func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
-	return newWriter(out, form{}, meta, opts)
+	return create(out, form{}, meta, opts)
 }
 
 // form is how the dump differs from a plain kdump-compressed one. At most one member is set.
@@ -128,7 +162,25 @@ type form struct {
 	elf  *elfForm
 }
 
+func create(out Output, f form, meta Meta, opts Options) (*Writer, error) {
+	w, err := newWriter(out, f, meta, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.begin(); err != nil {
+		w.failure.set(err)
+		w.halt()
+		return nil, err
+	}
+	return w, nil
+}
+
+// newWriter checks everything and allocates. Nothing has been written when it returns.
 func newWriter(out Output, f form, meta Meta, opts Options) (*Writer, error) {
+	// A dump in another form can't be gone on with, nor can an encrypted one, whose key dies with the process.
+	if _, ok := out.(Spiller); ok || f != (form{}) {
+		opts.Journal = false
+	}
 	if err := opts.complete(meta.Pages); err != nil {
 		return nil, err
 	}
@@ -153,7 +205,7 @@ func newWriter(out Output, f form, meta Meta, opts Options) (*Writer, error) {
 		least = f.elf.size
 	}
 	if f.flat == nil {
-		least += spillBytes(meta.Pages, opts.IndexPages)
+		least += opts.roomAtEnd(&meta)
 	}
 	room := roomOf(out)
 	if least > room {
@@ -172,21 +224,37 @@ func newWriter(out Output, f form, meta Meta, opts Options) (*Writer, error) {
 		w.release()
 		return nil, err
 	}
-	if err := w.mark(w.record(StateInProgress)); err != nil {
-		w.failure.set(err)
-		w.halt()
-		return nil, err
-	}
-	if f.elf != nil {
-		return w, nil
-	}
-	// All zero pages point here.
-	w.data = newStream(w.disk, l.dataOffset)
-	if err := w.data.append(zeroPage[:]); err != nil {
-		w.halt()
-		return nil, err
-	}
 	return w, nil
+}
+
+// begin marks the target and starts the data.
+func (w *Writer) begin() error {
+	if err := w.mark(w.record(StateInProgress)); err != nil {
+		return err
+	}
+	if w.form.elf != nil {
+		return nil
+	}
+	if err := w.beginData(); err != nil {
+		return err
+	}
+	if w.opts.Journal {
+		w.journal = newJournal(w)
+		if err := w.journal.begin(); err != nil {
+			return err
+		}
+		w.journal.start()
+	}
+	return nil
+}
+
+// Journaled says whether the dump has a journal.
+func (w *Writer) Journaled() bool { return w.journal != nil }
+
+func (w *Writer) beginData() error {
+	// All zero pages point here.
+	w.data = newStream(w.disk, w.layout.dataOffset)
+	return w.data.append(zeroPage[:])
 }
 
 // complete fills in what was left to the Writer.
@@ -206,7 +274,14 @@ func (o *Options) complete(pages uint64) error {
 	if o.Scratch == nil {
 		o.Scratch = OpenScratch
 	}
-	if o.Workers < 1 || o.Writes < 1 || o.Bandwidth < 0 || o.IndexPages < 1 || int(o.Codec) >= len(codecNames) {
+	if o.JournalPages == 0 {
+		o.JournalPages = journalPagesFor(pages)
+	}
+	if o.Journal {
+		// A worker's pages must fit beside those that wait for the journal.
+		o.IndexPages = max(o.IndexPages, 2*storeAll, 2*o.JournalPages)
+	}
+	if o.JournalPages < 1 || o.Workers < 1 || o.Writes < 1 || o.Bandwidth < 0 || o.IndexPages < 1 || int(o.Codec) >= len(codecNames) {
 		return fmt.Errorf("bad options: workers %d, writes %d, bandwidth %d, index pages %d, codec %d", o.Workers, o.Writes,
 			o.Bandwidth, o.IndexPages, o.Codec)
 	}
@@ -247,6 +322,13 @@ func (w *Writer) start(room int64) (err error) {
 
 // release frees what start allocated; nothing uses it any more.
 func (w *Writer) release() {
+	if w.journal != nil {
+		w.journal.stop()
+		if known := w.journal.known; known != nil {
+			known.free()
+			w.journal.known = nil
+		}
+	}
 	if w.disk != nil {
 		w.disk.stop()
 		w.disk = nil
@@ -306,6 +388,7 @@ func (w *Writer) Add(pages []PageRef, data []byte) error {
 		return w.failure.err
 	}
 	defer func() { w.workers <- k }()
+	k.again = k.again[:0]
 	if err := w.failure.get(); err != nil {
 		return err
 	}
@@ -313,13 +396,20 @@ func (w *Writer) Add(pages []PageRef, data []byte) error {
 		if pages[i].PFN >= w.meta.MaxPFN {
 			return w.fail(fmt.Errorf("page frame %#x is not below max_pfn %#x", pages[i].PFN, w.meta.MaxPFN))
 		}
-		if err := k.take(&pages[i], data[i*PageSize:][:PageSize]); err != nil {
+		if w.journal != nil && w.journal.has(pages[i].PFN) {
+			k.again = append(k.again, pages[i].PFN)
+		} else if err := k.take(&pages[i], data[i*PageSize:][:PageSize]); err != nil {
 			return w.fail(err)
 		}
 		if len(k.out) > (storePages-1)*PageSize || len(k.stored) == storeAll || i == len(pages)-1 {
 			if err := w.store(k); err != nil {
 				return w.fail(err)
 			}
+		}
+	}
+	if len(k.again) > 0 {
+		if err := w.durable(k.again); err != nil {
+			return w.fail(err)
 		}
 	}
 	return nil
@@ -376,7 +466,8 @@ func isZero(page []byte) bool {
 	return binary.LittleEndian.Uint64(page) == 0 && bytes.Equal(page, zeroPage[:])
 }
 
-// store appends a worker's bytes to the data and takes note of where the pages are.
+// store appends a worker's bytes to the data and takes note of where the pages are. No page crosses the
+// end of a chunk: whatever a chunk says of itself then holds for its pages.
 func (w *Writer) store(k *worker) error {
 	if w.form.elf != nil {
 		if err := w.storeELF(k); err != nil {
@@ -387,50 +478,74 @@ func (w *Writer) store(k *worker) error {
 	k.out, k.stored = k.out[:0], k.stored[:0]
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.roomInIndex(len(st)); err != nil {
+		return err
+	}
 	given := w.pages + w.lost + uint64(len(st))
 	if given > w.meta.Pages {
 		return fmt.Errorf("more pages were given than the %d of the session", w.meta.Pages)
 	}
-	base, end, err := w.appendData(b, given)
-	if err != nil {
-		return err
+	before := w.counts
+	if w.form.elf != nil { // the bytes are there already
+		for _, sp := range st {
+			w.counts.add(&sp, sp.offset == 0)
+			if err := w.index.add(sp, w.form.elf.size); err != nil {
+				return err
+			}
+		}
+		st = nil
 	}
-	var lost int64
-	for _, sp := range st {
-		switch {
-		case PageFlags(sp.flags)&PageLost != 0:
-			lost++
-		case sp.offset == 0:
-			sp.offset = uint64(w.layout.dataOffset)
-			w.zeros++
-		default:
-			sp.offset += uint64(base) - 1
+	for stored := 0; len(st) > 0; {
+		left := w.data.left()
+		n, bytes := 0, 0
+		for n < len(st) && bytes+st[n].dataBytes() <= left {
+			bytes += st[n].dataBytes()
+			n++
 		}
-		if PageFlags(sp.flags)&(PageUncovered|PageLost) == PageUncovered {
-			w.uncovered++
+		if n == 0 {
+			if err := w.data.appendZeros(int64(left)); err != nil {
+				return err
+			}
+			continue
 		}
-		if err := w.index.add(sp, end); err != nil {
+		base := w.data.offset
+		end := base + int64(bytes)
+		if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
+			return w.tooSmall(end, given)
+		}
+		if err := w.data.append(b[:bytes]); err != nil {
 			return err
 		}
+		for _, sp := range st[:n] {
+			w.counts.add(&sp, sp.offset == 0)
+			switch {
+			case PageFlags(sp.flags)&PageLost != 0:
+			case sp.offset == 0:
+				sp.offset = uint64(w.layout.dataOffset)
+			default:
+				sp.offset += uint64(base) - 1 - uint64(stored)
+			}
+			if err := w.index.add(sp, end); err != nil {
+				return err
+			}
+		}
+		stored += bytes
+		st, b = st[n:], b[bytes:]
 	}
-	w.lost += uint64(lost)
-	w.pages += uint64(len(st)) - uint64(lost)
-	w.pagesLost.Add(lost)
-	w.pagesDone.Add(int64(len(st)))
+	w.pagesLost.Add(int64(w.lost - before.lost))
+	w.pagesDone.Add(int64(w.pages + w.lost - before.pages - before.lost))
+	if w.journal != nil {
+		w.journal.wakeUp()
+	}
 	return nil
 }
 
-// appendData puts the bytes of pages behind those before them. It returns where they begin and end.
-func (w *Writer) appendData(b []byte, given uint64) (base, end int64, err error) {
-	if w.form.elf != nil {
-		return 0, w.form.elf.size, nil
+// dataBytes are those that a page has in the data, while its offset is relative.
+func (p *storedPage) dataBytes() int {
+	if p.offset == 0 {
+		return 0
 	}
-	base = w.data.offset
-	end = base + int64(len(b))
-	if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
-		return 0, 0, w.tooSmall(end, given)
-	}
-	return base, end, w.data.append(b)
+	return int(p.size)
 }
 
 // tooSmall projects the size of the whole dump from the pages so far.
@@ -440,7 +555,7 @@ func (w *Writer) tooSmall(end int64, pages uint64) error {
 	whole = max(whole, end)
 	return &TargetTooSmallError{
 		Needed: roundUp(whole+w.layout.tailBytes(whole, 0), PageSize) +
-			spillBytes(w.meta.Pages, w.opts.IndexPages),
+			w.opts.roomAtEnd(&w.meta),
 		Available: roomOf(w.out),
 		Estimated: true,
 	}
@@ -467,6 +582,13 @@ func (w *Writer) Progress() Progress {
 		BytesWritten:  uint64(w.bytesWritten.Load()),
 		BytesReadBack: uint64(w.bytesReadBack.Load()),
 	}
+}
+
+func (w *Writer) durable(pfns []uint64) error {
+	if w.opts.Durable == nil {
+		return nil
+	}
+	return w.opts.Durable(pfns)
 }
 
 func (w *Writer) setStep(s string) { w.step.Store(&s) }
