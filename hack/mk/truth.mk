@@ -10,7 +10,7 @@ BITE ?=
 LEVEL ?= 31
 
 .PHONY: test-truth
-test-truth: kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
+test-truth: kmod kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/hidden ./test/truth/hidden
 	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -out out/truth

@@ -11,16 +11,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 // Paths in the guest.
@@ -51,26 +49,10 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "one part: calls or panic")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
 	limit := 30*time.Minute + time.Duration(o.seconds)*time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	if err := run(ctx, o); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(err, cause)
-		}
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-abi: FAILED on kernel %s after %v (seed %d)\n", o.series, time.Since(start).Round(time.Second), o.seed)
-		os.Exit(1)
-	}
-	fmt.Printf("test-abi: passed on kernel %s in %v (fuzzed for %d s, seed %d)\n", o.series,
-		time.Since(start).Round(time.Second), o.seconds, o.seed)
-}
-
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	trial.Run("test-abi", limit, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("on kernel %s (fuzzed for %d s, seed %d)", o.series, o.seconds, o.seed), run(ctx, o)
+	})
 }
 
 func run(ctx context.Context, o options) error {
@@ -104,7 +86,7 @@ type test struct {
 // boot starts a guest; name is that of its console's log.
 func (t *test) boot(ctx context.Context, name string, words []string, files ...guest.File) error {
 	module := func(dir, file string) string { return filepath.Join(t.o.bin, dir, t.kernel.Release, file) }
-	step("boot kernel %s for %s", t.kernel.Release, name)
+	trial.Step("boot kernel %s for %s", t.kernel.Release, name)
 	if err := os.MkdirAll(t.o.out, 0o755); err != nil {
 		return err
 	}
@@ -123,7 +105,7 @@ func (t *test) boot(ctx context.Context, name string, words []string, files ...g
 
 // program runs a part of the guest's program and shows what it says.
 func (t *test) program(ctx context.Context, argv ...string) error {
-	step("abi %s", strings.Join(argv, " "))
+	trial.Step("abi %s", strings.Join(argv, " "))
 	c := t.guest.Command(append([]string{guestProgram}, argv...)...)
 	c.Stdout, c.Stderr = os.Stdout, os.Stdout
 	return c.Run(ctx)
@@ -210,7 +192,7 @@ func (t *test) calls(ctx context.Context) (err error) {
 	if err := t.program(ctx, "fuzz", strconv.FormatUint(t.o.seed, 10), strconv.FormatUint(uint64(t.o.seconds), 10)); err != nil {
 		return errors.Join(err, t.guest.CheckConsole())
 	}
-	step("compare page tables and memory")
+	trial.Step("compare page tables and memory")
 	after, err := t.state(ctx)
 	if err != nil {
 		return err
@@ -252,7 +234,7 @@ func (t *test) reboot(ctx context.Context) error {
 	if err := t.program(ctx, "lockdown", "confidentiality"); err != nil {
 		return err
 	}
-	step("reboot while memory is frozen")
+	trial.Step("reboot while memory is frozen")
 	// The session goes on as an orphan when its owner is killed by the shutdown, as it would be.
 	if err := t.guest.Command("sh", "-c", "reboot -f").Start(ctx); err != nil {
 		return err
@@ -321,7 +303,7 @@ func (t *test) panics(ctx context.Context) (err error) {
 	if err := checkPanic(dying); err != nil {
 		return err
 	}
-	step("%s", crashMarker)
+	trial.Step("%s", crashMarker)
 	return nil
 }
 
@@ -341,7 +323,7 @@ func (t *test) panicsAlone(ctx context.Context) (err error) {
 	if !strings.Contains(said, "Rebooting in 1 seconds") {
 		return fmt.Errorf("the machine did not restart; the console's end:\n%s", said[max(0, len(said)-3000):])
 	}
-	step("it restarted")
+	trial.Step("it restarted")
 	return nil
 }
 
@@ -361,7 +343,7 @@ func (t *test) panicWhileFrozen(ctx context.Context) (string, error) {
 		return "", err
 	}
 	quiet := len(log)
-	step("panic while memory is frozen")
+	trial.Step("panic while memory is frozen")
 	if err := t.guest.Command("sh", "-c", "echo c > /proc/sysrq-trigger").Start(ctx); err != nil {
 		return "", err
 	}

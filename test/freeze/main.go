@@ -15,10 +15,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"livedump.io/test/trial"
 )
 
 // limit is how long everything may take on two busy processors without KVM.
@@ -37,17 +36,9 @@ func main() {
 	flag.StringVar(&o.plot, "plot", "out/bench-freeze.svg", "`file` for the plot")
 	flag.BoolVar(&o.short, "short", false, "2 CPUs, idle, without many tasks; 2, 8 and 16 GiB")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		fmt.Printf("bench-freeze: FAILED after %v\n", time.Since(start).Round(time.Second))
-		os.Exit(1)
-	}
-	fmt.Printf("bench-freeze: done in %v: %s, %s\n", time.Since(start).Round(time.Second), o.out, o.plot)
+	trial.Run("bench-freeze", limit, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("(%s, %s)", o.out, o.plot), run(ctx, o)
+	})
 }
 
 func run(ctx context.Context, o options) error {
@@ -60,10 +51,10 @@ func run(ctx context.Context, o options) error {
 		runs, err := b.measure(ctx, o)
 		results.Runs = append(results.Runs, runs...)
 		if err != nil {
-			return errors.Join(fmt.Errorf("%d MiB, %d CPUs: %w", b.memoryMiB, b.cpus, err), results.write(o.out))
+			return errors.Join(fmt.Errorf("%d MiB, %d CPUs: %w", b.memoryMiB, b.cpus, err), trial.WriteJSON(o.out, results))
 		}
 	}
-	if err := results.write(o.out); err != nil {
+	if err := trial.WriteJSON(o.out, results); err != nil {
 		return err
 	}
 	if err := os.WriteFile(o.plot, plot(results), 0o644); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"livedump.io/internal/session"
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 // boot is a guest in which several things are measured.
@@ -62,16 +63,12 @@ const (
 	workloadWait   = 2 * time.Minute
 )
 
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
-}
-
 func (b boot) measure(ctx context.Context, o options) (runs []Run, err error) {
 	kernel, err := guest.FetchKernel(ctx, o.series)
 	if err != nil {
 		return nil, err
 	}
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, b.memoryMiB, b.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, b.memoryMiB, b.cpus)
 	g, err := guest.Start(ctx, guest.Config{
 		Kernel: kernel, MemoryMiB: b.memoryMiB, CPUs: b.cpus,
 		Files: []guest.File{
@@ -134,7 +131,7 @@ func (p plan) measure(ctx context.Context, g *guest.Guest, base Run) (runs []Run
 			return runs, fmt.Errorf("%d freezes by %s, want %d", len(byMethod[method]), method, want)
 		}
 		run := base.median(method, byMethod[method])
-		step("%s", run)
+		trial.Step("%s", run)
 		runs = append(runs, run)
 	}
 	return runs, nil

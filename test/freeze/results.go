@@ -3,11 +3,9 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -91,17 +89,6 @@ func (r Run) String() string {
 		r.RAMMiB, r.condition(), r.Method, milliseconds(r.StopNS), milliseconds(r.MinNS), milliseconds(r.MaxNS),
 		milliseconds(r.RendezvousNS), milliseconds(r.CopiesNS), milliseconds(r.EntriesNS), milliseconds(r.FlushNS),
 		r.Entries, r.Copies)
-}
-
-func (r Results) write(file string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
 }
 
 // table is the results as Markdown, level and eager side by side. Times are in milliseconds.

@@ -22,6 +22,7 @@ import (
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 // Paths in the guest.
@@ -78,14 +79,6 @@ type Report struct {
 	Readers         string         `json:"readers"`
 }
 
-func (r *Report) write(dir string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, reportFileName), append(b, '\n'), 0o644)
-}
-
 // newBench boots the guest and starts the workload.
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
 	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
@@ -97,7 +90,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 		return nil, err
 	}
 	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest",
@@ -180,7 +173,7 @@ func (t *tail) wait(ctx context.Context, expression *regexp.Regexp) ([]string, e
 var parkedWord = regexp.MustCompile(`(?m)^workload: ok .*\bparked=(\d+)$`)
 
 func (b *bench) startWorkload(ctx context.Context) error {
-	step("start the workload")
+	trial.Step("start the workload")
 	b.said = newTail()
 	b.workload = b.guest.Command(guestWorkload, "-dir", "/tmp", "-pause", workloadPause.String())
 	b.workload.Stdout, b.workload.Stderr = b.said, b.said

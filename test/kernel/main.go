@@ -14,12 +14,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
+	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 // limit is how long everything may take: a guest without hardware support, on
@@ -37,22 +36,9 @@ func main() {
 	flag.BoolVar(&o.short, "short", false, "only one dump and its judges")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	if err := run(ctx, o); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(err, cause)
-		}
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-kernel: FAILED on kernel %s (%d MiB, %d CPUs) after %v\n",
-			o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
-		os.Exit(1)
-	}
-	fmt.Printf("test-kernel: passed on kernel %s (%d MiB, %d CPUs) in %v\n",
-		o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
+	trial.Run("test-kernel", limit, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+	})
 }
 
 // options are the command's flags.
@@ -60,11 +46,6 @@ type options struct {
 	series, cpu, out, bin string
 	memoryMiB, cpus       int
 	short                 bool
-}
-
-// step tells what begins. Work here is long; silence would look like a hang.
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -81,15 +62,15 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.scenarios(ctx); err != nil {
-		return errors.Join(err, b.report.write(o.out), b.guest.CheckConsole())
+		return errors.Join(err, trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report), b.guest.CheckConsole())
 	}
 	if err := b.close(); err != nil {
 		return err
 	}
 	if err := b.judge(ctx); err != nil {
 		b.report.Readers = err.Error()
-		return errors.Join(err, b.report.write(o.out))
+		return errors.Join(err, trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report))
 	}
 	b.report.Readers = "passed"
-	return b.report.write(o.out)
+	return trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report)
 }

@@ -17,6 +17,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 // scenarios runs everything that needs the guest.
@@ -45,7 +46,7 @@ func (b *bench) scenarios(ctx context.Context) error {
 			return fmt.Errorf("dump with the module loaded by the agent: %w", err)
 		}
 	}
-	step("end the workload")
+	trial.Step("end the workload")
 	if err := b.stopWorkload(ctx); err != nil {
 		return err
 	}
@@ -58,7 +59,7 @@ func (b *bench) judgedDump(ctx context.Context, before state) error {
 	if b.before, err = judge.Observe(ctx, b.guest); err != nil {
 		return err
 	}
-	step("dump to the virtio disk")
+	trial.Step("dump to the virtio disk")
 	r, err := b.dump(ctx, "--keep-module")
 	b.report.Report = r
 	if err != nil {
@@ -67,7 +68,7 @@ func (b *bench) judgedDump(ctx context.Context, before state) error {
 	if b.after, err = judge.Observe(ctx, b.guest); err != nil {
 		return err
 	}
-	step("frozen in %.1f ms (%d PUD, %d PMD, %d PTE entries), %d faults, %d copies, %d lost; %d pages in %.0f MiB",
+	trial.Step("frozen in %.1f ms (%d PUD, %d PMD, %d PTE entries), %d faults, %d copies, %d lost; %d pages in %.0f MiB",
 		float64(r.FreezeNS)/1e6, r.Entries.PUD, r.Entries.PMD, r.Entries.PTE, r.Faults, r.Copies, r.LostPages,
 		r.PagesDumped, float64(r.SizeBytes)/(1<<20))
 	if err := checkReport(r); err != nil {
@@ -84,7 +85,7 @@ func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") 
 
 // restored compares page tables and DirectMap lines with those of before.
 func (b *bench) restored(ctx context.Context, before state) (bool, error) {
-	step("compare page tables")
+	trial.Step("compare page tables")
 	after, err := b.state(ctx)
 	if err != nil {
 		return false, err
@@ -123,7 +124,7 @@ const midDump = 4 << 20
 func (b *bench) killed(ctx context.Context, before state) error {
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
-	step("kill the dump process while memory is frozen")
+	trial.Step("kill the dump process while memory is frozen")
 	if err := b.eraseTarget(); err != nil {
 		return err
 	}
@@ -160,7 +161,7 @@ func (b *bench) killed(ctx context.Context, before state) error {
 
 // afterKill makes one more dump: a killed one must not stand in its way.
 func (b *bench) afterKill(ctx context.Context, before state) error {
-	step("dump again")
+	trial.Step("dump again")
 	r, err := b.dump(ctx, "--keep-module")
 	if err != nil {
 		return err
@@ -178,7 +179,7 @@ func (b *bench) afterKill(ctx context.Context, before state) error {
 // moduleByAgent has the agent load the module and unload it again. The page
 // tables are not compared: loading code changes them.
 func (b *bench) moduleByAgent(ctx context.Context) error {
-	step("dump with the module loaded and unloaded by the agent")
+	trial.Step("dump with the module loaded and unloaded by the agent")
 	if _, err := b.guest.Run(ctx, "rmmod", "livedump"); err != nil {
 		return err
 	}
@@ -215,7 +216,7 @@ func (b *bench) judge(ctx context.Context) error {
 		return err
 	}
 	return judge.Judge(ctx, judge.Input{
-		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.out, Progress: step,
+		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.out, Progress: trial.Step,
 		Expect: judge.Expectation{
 			Before: b.before, After: b.after, Churn: churnAllowed,
 			ParkedTID: b.parkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},

@@ -3,6 +3,7 @@
 package pagetables
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -81,6 +82,18 @@ func TestTooManySplitsAreAnError(t *testing.T) {
 	after := image + vmemmap + "direct ffff888000000000 pte leaf 8000000000000163 pa 0000000000000000 n 32768\n"
 	if _, err := CompareLive(tables(t, before), tables(t, after)); err == nil || !strings.Contains(err.Error(), "64 huge leaves") {
 		t.Fatalf("error %v, want one about 64 huge leaves", err)
+	}
+}
+
+func TestManySplitsByCode(t *testing.T) {
+	before := image + vmemmap + "direct ffff888000000000 pmd leaf 80000000000001e3 pa 0000000000000000 n 64\n"
+	after := image + vmemmap + "direct ffff888000000000 pte leaf 8000000000000163 pa 0000000000000000 n 32768\n"
+	for leaf := range 64 {
+		after += fmt.Sprintf("modules %016x pte leaf 0000000000000161 pa %016x n 1\n", uint64(0xffffffffc0000000)+uint64(leaf)<<12, leaf<<21)
+	}
+	d, err := CompareLive(tables(t, before), tables(t, after))
+	if err != nil || d.Split != 64 {
+		t.Fatalf("%d splits explained, error %v; want 64 and none", d.Split, err)
 	}
 }
 

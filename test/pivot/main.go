@@ -14,23 +14,23 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/load/provide"
+	"livedump.io/test/trial"
 )
+
+// limit is how long everything may take on two busy processors without KVM.
+const limit = time.Hour
 
 const (
 	pivotModule = "/opt/livedump_pivot.ko"
@@ -63,31 +63,16 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	start := time.Now()
-	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads, Spoiled: o.spoil}
-	err := run(ctx, o, r)
-	name := "pivot.json"
-	if o.spoil != "" {
-		name = "pivot-spoiled.json"
-	}
-	if writeErr := r.write(filepath.Join(o.out, name)); writeErr != nil {
-		err = errors.Join(err, writeErr)
-	}
-	took := time.Since(start).Round(time.Second)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-pivot: FAILED on kernel %s after %d dumps in %v\n", o.series, r.Dumps, took)
-		os.Exit(1)
-	}
-	if o.spoil != "" {
-		fmt.Printf("test-pivot: passed on kernel %s: %d violations in %d dumps with %s left unprotected, in %v\n",
-			o.series, len(r.Violations), r.Dumps, o.spoil, took)
-		return
-	}
-	fmt.Printf("test-pivot: passed on kernel %s: %d dumps without a violation, %d of %d readings of the running memory with one, in %v\n",
-		o.series, r.Dumps, r.LiveViolations, r.LiveReadings, took)
+	trial.Run("test-pivot", limit, func(ctx context.Context) (string, error) {
+		r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads, Spoiled: o.spoil}
+		err := run(ctx, o, r)
+		if o.spoil != "" {
+			return fmt.Sprintf("on kernel %s: %d violations in %d dumps with %s left unprotected,", o.series, len(r.Violations), r.Dumps, o.spoil),
+				errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "pivot-spoiled.json"), r))
+		}
+		return fmt.Sprintf("on kernel %s: %d dumps, %d violations, %d of %d readings of the running memory with one,",
+			o.series, r.Dumps, len(r.Violations), r.LiveViolations, r.LiveReadings), errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "pivot.json"), r))
+	})
 }
 
 // result is what pivot.json holds.
@@ -119,21 +104,6 @@ type chainResult struct {
 	Unequal int      `json:"dumps_unequal"`
 }
 
-func (r *result) write(file string) error {
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
-}
-
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
-}
-
 func run(ctx context.Context, o options, r *result) (err error) {
 	kernel, err := guest.FetchKernel(ctx, o.series)
 	if err != nil {
@@ -160,7 +130,7 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	files = append(files, guestdump.Files(filepath.Join(o.bin, modules, kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
 	files = append(files, guest.File{Path: pivotModule, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pivot.ko")})
 
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	g, err := guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
 		Disks: []guest.Disk{{Image: image, Serial: "livedump-target"}}, Files: files,
@@ -195,11 +165,11 @@ func run(ctx context.Context, o options, r *result) (err error) {
 		}
 		r.Chains = append(r.Chains, cr)
 	}
-	step("read the counters without a freeze, which must show what is looked for")
+	trial.Step("read the counters without a freeze, which must show what is looked for")
 	if err := bite(ctx, g, chains, r); err != nil {
 		return err
 	}
-	step("%d of %d readings are not of one instant, such as %s", r.LiveViolations, r.LiveReadings, r.LiveExample)
+	trial.Step("%d of %d readings are not of one instant, such as %s", r.LiveViolations, r.LiveReadings, r.LiveExample)
 
 	endLoad, err := startLoad(ctx, g)
 	if err != nil {
@@ -246,7 +216,7 @@ func bite(ctx context.Context, g *guest.Guest, chains []chain, r *result) error 
 
 // startLoad keeps the guest a little busy; the function that it returns ends that.
 func startLoad(ctx context.Context, g *guest.Guest) (end func() error, err error) {
-	step("start the load %s", loads)
+	trial.Step("start the load %s", loads)
 	starting, cancel := context.WithTimeout(ctx, loadWait)
 	defer cancel()
 	stop, err := provide.Start(starting, g, "-pause", loadPause, loads)
@@ -293,7 +263,7 @@ func dumps(ctx context.Context, g *guest.Guest, o options, image string, chains 
 				r.Chains[n].Unequal++
 			}
 		}
-		step("dump %d in %.1f s, frozen for %.1f s, %d copies by faults: %s", r.Dumps, time.Since(begin).Seconds(),
+		trial.Step("dump %d in %.1f s, frozen for %.1f s, %d copies by faults: %s", r.Dumps, time.Since(begin).Seconds(),
 			float64(report.FrozenForNS)/1e9, report.FaultCopies, verdict(wrong))
 	}
 	if o.spoil != "" {

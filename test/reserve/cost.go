@@ -4,15 +4,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"livedump.io/internal/session"
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 const (
@@ -99,7 +98,7 @@ func (b *bench) measure(ctx context.Context) error {
 	kinds := map[string]*samples{}
 	var names []string
 	for round := range costRounds {
-		step("round %d of %d", round+1, costRounds)
+		trial.Step("round %d of %d", round+1, costRounds)
 		if err := b.g.Put(ctx, "/opt/run-cost", 0o755, strings.NewReader("#!/bin/sh\necho run >"+costParameter+"\n")); err != nil {
 			return err
 		}
@@ -181,12 +180,8 @@ func (b *bench) measure(ctx context.Context) error {
 			return fmt.Errorf("no write was a %q one: nothing was measured", kind)
 		}
 	}
-	out, err := json.MarshalIndent(report, "", "  ")
-	if err != nil {
-		return err
-	}
 	file := filepath.Join(b.o.out, "bench-faults.json")
-	if err := os.WriteFile(file, append(out, '\n'), 0o644); err != nil {
+	if err := trial.WriteJSON(file, report); err != nil {
 		return err
 	}
 	fmt.Printf("an ordinary minor fault takes %.0f ns, %.0f ns while frozen\n", report.MinorNS, report.FrozenNS)

@@ -14,14 +14,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
 	"livedump.io/test/guestsession"
+	"livedump.io/test/trial"
 )
 
 // limit is how long everything may take on a machine without hardware support for guests.
@@ -54,25 +52,9 @@ func main() {
 		name = "bench-faults"
 	}
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	if err := run(ctx, o, name); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(err, cause)
-		}
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("%s: FAILED on kernel %s after %v\n", name, o.series, time.Since(start).Round(time.Second))
-		os.Exit(1)
-	}
-	fmt.Printf("%s: passed on kernel %s in %v\n", name, o.series, time.Since(start).Round(time.Second))
-}
-
-// step tells what begins.
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	trial.Run(name, limit, func(ctx context.Context) (string, error) {
+		return "on kernel " + o.series, run(ctx, o, name)
+	})
 }
 
 func run(ctx context.Context, o options, name string) (err error) {
@@ -97,7 +79,7 @@ func run(ctx context.Context, o options, name string) (err error) {
 	if !o.bench {
 		config.ExtraArgs = twoNodes(o)
 	}
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	g, err := guest.Start(ctx, config)
 	if err != nil {
 		return err

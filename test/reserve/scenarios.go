@@ -12,6 +12,7 @@ import (
 
 	"livedump.io/internal/session"
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 const (
@@ -59,7 +60,7 @@ func (b *bench) test(ctx context.Context) error {
 		{"trace events are as many as the counters say", b.traceEvents},
 		{"without the emergency part the writer loses pages", b.emergencyBites},
 	} {
-		step("%s", s.name)
+		trial.Step("%s", s.name)
 		if err := s.run(ctx); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
@@ -67,7 +68,7 @@ func (b *bench) test(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	step("the page tables are as they were")
+	trial.Step("the page tables are as they were")
 	after, err := b.g.SettledPageTables(ctx)
 	if err != nil {
 		return err
@@ -299,7 +300,7 @@ func (b *bench) calibrate(ctx context.Context) error {
 			return err
 		}
 		used := r.Stats.Copies + r.Stats.LostPages
-		step("  estimated %d pages, a reserve of %d; 6 s used %d, %d of them in the stop", p.EstimatePages, p.ReservePages,
+		trial.Step("  estimated %d pages, a reserve of %d; 6 s used %d, %d of them in the stop", p.EstimatePages, p.ReservePages,
 			used, r.Stats.StopCopies)
 		var c check
 		c.that(p.EstimatePages > 0, "there is no estimate")
@@ -362,7 +363,7 @@ func (b *bench) traceEvents(ctx context.Context) error {
 				}
 			}
 		}
-		step("  events %v; counted %d faults, %d copies, %d lost", counts, st.Faults, st.FaultCopies, st.LostPages)
+		trial.Step("  events %v; counted %d faults, %d copies, %d lost", counts, st.Faults, st.FaultCopies, st.LostPages)
 		c.that(counts["freeze"] == 1 && counts["thaw"] == 1, "freeze and thaw: %v", counts)
 		for event, counted := range map[string]uint64{"fault": st.Faults, "copy": st.FaultCopies, "lost": st.LostPages} {
 			// Never more; fewer by what was nested too deeply (see kmod/trace.h).

@@ -14,6 +14,7 @@ import (
 	"livedump.io/test/guestsession"
 	"livedump.io/test/load/provide"
 	"livedump.io/test/pagetables"
+	"livedump.io/test/trial"
 )
 
 // Paths in the guest.
@@ -132,7 +133,7 @@ func (b *bench) try(ctx context.Context, c endCase, r *caseResult) error {
 	}
 	r.Unloaded = true
 	if err == nil {
-		step("%s: restored and unloaded, %d pages of vmalloc and modules compared too (%.1f s)", c.name, shared, time.Since(begin).Seconds())
+		trial.Step("%s: restored and unloaded, %d pages of vmalloc and modules compared too (%.1f s)", c.name, shared, time.Since(begin).Seconds())
 	}
 	return err
 }

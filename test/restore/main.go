@@ -11,22 +11,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
 	"livedump.io/test/guestsession"
 	"livedump.io/test/load/provide"
+	"livedump.io/test/trial"
 )
 
 const limit = time.Hour
@@ -49,27 +46,16 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, load, kmod/ and kmod-test/")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: strings.Join(steadyLoad, " ")}
-	err := run(ctx, o, r)
-	if writeErr := r.write(filepath.Join(o.out, "restore.json")); writeErr != nil {
-		err = errors.Join(err, writeErr)
-	}
-	took := time.Since(start).Round(time.Second)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-restore: FAILED on kernel %s in %v\n", o.series, took)
-		os.Exit(1)
-	}
-	row := "none in a row"
-	if r.Row != nil {
-		row = fmt.Sprintf("%d in a row", r.Row.Sessions)
-	}
-	fmt.Printf("test-restore: passed on kernel %s: %d ends of a session, %s, in %v\n", o.series, len(r.Cases), row, took)
+	trial.Run("test-restore", limit, func(ctx context.Context) (string, error) {
+		r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: strings.Join(steadyLoad, " ")}
+		err := run(ctx, o, r)
+		row := "none in a row"
+		if r.Row != nil {
+			row = fmt.Sprintf("%d in a row", r.Row.Sessions)
+		}
+		return fmt.Sprintf("on kernel %s: %d ends of a session, %s,", o.series, len(r.Cases), row),
+			errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "restore.json"), r))
+	})
 }
 
 // result is what restore.json holds.
@@ -92,21 +78,6 @@ type caseResult struct {
 	Error          string `json:"error,omitempty"`
 }
 
-func (r *result) write(file string) error {
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
-}
-
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
-}
-
 func run(ctx context.Context, o options, r *result) (err error) {
 	kernel, err := guest.FetchKernel(ctx, o.series)
 	if err != nil {
@@ -126,7 +97,7 @@ func run(ctx context.Context, o options, r *result) (err error) {
 		guest.File{Path: guestPGTables, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pgtables.ko")},
 		guest.File{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver"), Mode: 0o755})
 
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	g, err := guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus, Files: files,
 	})
@@ -175,7 +146,7 @@ func (b *bench) tryAll(ctx context.Context, list []endCase, only string, r *resu
 		if err != nil {
 			cr.Error = err.Error()
 			errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
-			step("%s: FAILED", c.name)
+			trial.Step("%s: FAILED", c.name)
 		}
 		r.Cases = append(r.Cases, cr)
 		if !cr.Unloaded {

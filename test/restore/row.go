@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"livedump.io/test/trial"
 	"strconv"
 	"strings"
 	"time"
@@ -87,7 +88,7 @@ func (m meminfo) directMap() string {
 
 // inARow holds whole sessions, one after the other.
 func (b *bench) inARow(ctx context.Context, sessions int) (*rowResult, error) {
-	step("%d sessions in a row", sessions)
+	trial.Step("%d sessions in a row", sessions)
 	if _, err := b.Run(ctx, "insmod", guestModule); err != nil {
 		return nil, err
 	}
@@ -118,7 +119,7 @@ func (b *bench) inARow(ctx context.Context, sessions int) (*rowResult, error) {
 			values[g.name] = append(values[g.name], kib)
 		}
 		if n%10 == 9 {
-			step("%d sessions, the last in %.1f s, %d KiB available", n+1, took[n].Seconds(), median(values["MemAvailable"][n-9:]))
+			trial.Step("%d sessions, the last in %.1f s, %d KiB available", n+1, took[n].Seconds(), median(values["MemAvailable"][n-9:]))
 		}
 	}
 	after, err := b.state(ctx)

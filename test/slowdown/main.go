@@ -22,18 +22,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
 	"livedump.io/test/guestsession"
+	"livedump.io/test/trial"
 )
 
 const (
@@ -57,19 +54,17 @@ func main() {
 	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, work and kmod/")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	r, err := run(ctx, o)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "\n%v\nbench-slowdown: FAILED\n", err)
-		os.Exit(1)
-	}
-	fmt.Printf("%-10s %10s %15s %16s %10s  %s\n", "part", "before", "frozen, first", "frozen, steady", "after", "noise")
-	for _, p := range r.Parts {
-		fmt.Printf("%-10s %7.1f ms %14.2fx %15.2fx %9.2fx  %.2fx\n", p.Part, p.BeforeMS, p.FrozenFirst, p.FrozenSteady, p.After, p.Noise)
-	}
+	trial.Run("bench-slowdown", limit, func(ctx context.Context) (string, error) {
+		r, err := run(ctx, o)
+		if err != nil {
+			return "", err
+		}
+		fmt.Printf("%-10s %10s %15s %16s %10s  %s\n", "part", "before", "frozen, first", "frozen, steady", "after", "noise")
+		for _, p := range r.Parts {
+			fmt.Printf("%-10s %7.1f ms %14.2fx %15.2fx %9.2fx  %.2fx\n", p.Part, p.BeforeMS, p.FrozenFirst, p.FrozenSteady, p.After, p.Noise)
+		}
+		return "", nil
+	})
 }
 
 type result struct {
@@ -144,11 +139,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 			After: quantile(after[part], 0.5) / m, Noise: quantile(b, 0.75) / quantile(b, 0.25),
 		})
 	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	return r, os.WriteFile(filepath.Join(o.out, "slowdown.json"), append(text, '\n'), 0o644)
+	return r, trial.WriteJSON(filepath.Join(o.out, "slowdown.json"), r)
 }
 
 // frozen works twice while memory is frozen, and thaws.

@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -32,6 +31,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 // limit is how long everything may take on two busy processors without KVM.
@@ -50,22 +50,9 @@ func main() {
 	flag.StringVar(&o.out, "out", "out/stuck", "`directory` for the results")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, kmod-instrumented/ and kmod-test/")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	verdict := "passed"
-	err := run(ctx, o)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		verdict = "FAILED"
-	}
-	fmt.Printf("test-stuck: %s on kernel %s (%d MiB, %d CPUs) in %v\n",
-		verdict, o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
-	if err != nil {
-		os.Exit(1)
-	}
+	trial.Run("test-stuck", limit, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+	})
 }
 
 // Paths in the guest.
@@ -91,10 +78,6 @@ type machine struct {
 	image  string
 }
 
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
-}
-
 func run(ctx context.Context, o options) (err error) {
 	if o.cpus < 3 {
 		return errors.New("two stuck CPUs and one that works are three")
@@ -112,7 +95,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.Remove(m.image)) }()
 	file := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	m.Guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus,
@@ -187,9 +170,9 @@ func (m *machine) restored(ctx context.Context, before guest.PageTables) error {
 // dumpStuck makes a dump of CPUs that are stuck, and stay so until the dump is complete on its target.
 func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	preemptOff, interruptsOff := m.cpus-2, m.cpus-1
-	step("prepare a dump")
+	trial.Step("prepare a dump")
 	in = judge.Input{
-		Dump: filepath.Join(m.out, "dump.kdump"), Kernel: m.kernel, OutDir: m.out, Progress: step,
+		Dump: filepath.Join(m.out, "dump.kdump"), Kernel: m.kernel, OutDir: m.out, Progress: trial.Step,
 		ModuleFiles: []string{filepath.Join(m.bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
 		Expect:      judge.Expectation{Churn: 20, Modules: []string{"livedump", "livedump_stuck"}},
 	}
@@ -200,7 +183,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if err := d.waitFor(ctx, string(engine.StepFreeze)); err != nil {
 		return in, err
 	}
-	step("CPU %d spins with preemption off, CPU %d with interrupts off", preemptOff, interruptsOff)
+	trial.Step("CPU %d spins with preemption off, CPU %d with interrupts off", preemptOff, interruptsOff)
 	for file, cpu := range map[string]int{"preempt_off": preemptOff, "interrupts_off": interruptsOff} {
 		if err := m.set(ctx, stuck+file, fmt.Sprintf("%d %d", cpu, spinFor.Milliseconds())); err != nil {
 			return in, err
@@ -224,7 +207,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if len(in.Expect.Active) != 2 {
 		return in, fmt.Errorf("the stuck threads are not among the guest's tasks: %v", in.Expect.Active)
 	}
-	step("freeze, and complete the dump")
+	trial.Step("freeze, and complete the dump")
 	d.proceed()
 	if err := m.complete(ctx, d); err != nil {
 		return in, err
@@ -236,7 +219,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if in.Expect.After, err = judge.Observe(ctx, m.Guest); err != nil {
 		return in, err
 	}
-	step("release the CPUs")
+	trial.Step("release the CPUs")
 	if err := m.set(ctx, stuck+"released", "1"); err != nil {
 		return in, err
 	}
@@ -244,7 +227,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if err != nil {
 		return in, err
 	}
-	step("frozen in %.1f ms: CPUs arrived after %.1f ms, in attempt %d",
+	trial.Step("frozen in %.1f ms: CPUs arrived after %.1f ms, in attempt %d",
 		float64(r.FreezeNS)/1e6, float64(r.RendezvousNS)/1e6, r.StopAttempts)
 	if r.CPUs != m.cpus || r.LostPages != 0 {
 		return in, fmt.Errorf("registers of %d CPUs, %d pages lost", r.CPUs, r.LostPages)
@@ -304,7 +287,7 @@ func (m *machine) complete(ctx context.Context, d *dump) error {
 
 // absent has a CPU not arrive in the stop.
 func (m *machine) absent(ctx context.Context, before guest.PageTables) error {
-	step("CPU 1 answers neither interrupt nor NMI")
+	trial.Step("CPU 1 answers neither interrupt nor NMI")
 	if err := m.set(ctx, parameters+"absent_cpu", "1"); err != nil {
 		return err
 	}
@@ -331,7 +314,7 @@ func (m *machine) absent(ctx context.Context, before guest.PageTables) error {
 	if err := m.restored(ctx, before); err != nil {
 		return err
 	}
-	step("unload the module at once, load it again and dump")
+	trial.Step("unload the module at once, load it again and dump")
 	if _, err := m.Run(ctx, "sh", "-c", "rmmod livedump && insmod "+module); err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ import (
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
 	"livedump.io/test/load/provide"
+	"livedump.io/test/pagetables"
+	"livedump.io/test/trial"
 )
 
 // Paths in the guest.
@@ -65,7 +67,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 		return nil, err
 	}
 	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
@@ -123,22 +125,11 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 
 // underLoad makes dumps while a load runs: the plain ones, or one for each range left uncovered.
 func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []string) error {
-	for _, kind := range strings.Split(name, "+") {
-		if slices.Contains(warmLoads, kind) {
-			warm, err := b.startLoad(ctx, kind)
-			if err != nil {
-				return err
-			}
-			if _, err := warm.stop(ctx); err != nil {
-				return err
-			}
-		}
-	}
 	before, err := b.tables(ctx)
 	if err != nil {
 		return err
 	}
-	step("load %s", name)
+	trial.Step("load %s", name)
 	l, err := b.startLoad(ctx, name)
 	if err != nil {
 		return err
@@ -150,7 +141,7 @@ func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []s
 		if err := b.dump(ctx, run, l); err != nil {
 			run.Error = err.Error()
 		}
-		step("%s", run.line())
+		trial.Step("%s", run.line())
 	}
 	if bites == nil {
 		for range b.o.dumps {
@@ -170,7 +161,7 @@ func (b *bench) underLoad(ctx context.Context, r *Report, name string, bites []s
 	after, tablesErr := b.tables(ctx)
 	restored := tablesErr == nil
 	if restored {
-		tablesErr = compareTables(before, after, l.changesCode)
+		tablesErr = compareTables(before, after, l.changes)
 	}
 	if restored && name == codeLoad {
 		tablesErr = errors.Join(tablesErr, checkCode(before, after))
@@ -202,10 +193,19 @@ func (b *bench) tables(ctx context.Context) (guest.PageTables, error) {
 // softwareBits of an entry mark what a session has changed.
 const softwareBits = 7 << 9
 
-// compareTables checks that the sessions left nothing behind. A load that loads and unloads code
-// makes the kernel itself change its direct map, and the image's mapping of what was free there; then only the marks and
-// vmemmap count.
-func compareTables(before, after guest.PageTables, changesCode bool) error {
+// changes is what a load makes the kernel itself do to its page tables.
+type changes int
+
+const (
+	changeNothing changes = iota
+	// changeCode is what loading and unloading code changes in the direct map, and in the image's mapping of what was free there.
+	changeCode
+	// changePresence takes pages out of the direct map.
+	changePresence
+)
+
+// compareTables checks that the sessions left nothing behind, but for what the load explains.
+func compareTables(before, after guest.PageTables, by changes) error {
 	for region, entries := range after {
 		for _, e := range entries {
 			if e.Flags&softwareBits != 0 && region != guest.RegionOther {
@@ -213,11 +213,15 @@ func compareTables(before, after guest.PageTables, changesCode bool) error {
 			}
 		}
 	}
-	regions := guest.StableRegions
-	if changesCode {
-		regions = []guest.Region{guest.RegionVmemmap}
+	switch by {
+	case changeCode:
+		_, err := pagetables.CompareLive(before, after)
+		return err
+	case changePresence:
+		return before.Compare(after, guest.RegionVmemmap)
+	default:
+		return before.Compare(after, guest.StableRegions...)
 	}
-	return before.Compare(after, regions...)
 }
 
 // dump makes one dump and compares it with the truth.
@@ -367,34 +371,31 @@ func lastLine(text string) string {
 
 var _ io.Writer = (*output)(nil)
 
-// warmLoads need kernel modules, and loading these changes the direct map for good: they run once before its
-// state is taken.
-var warmLoads = []string{"ext4", "xfs"}
-
-// codeLoads make the kernel load code, or change what its direct map allows.
-var codeLoads = []string{"module", "bpf", "network"}
+// codeLoads make the kernel load code: modules, BPF programs.
+var codeLoads = []string{"module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}
 
 // load is a program in the guest that keeps it busy.
 type load struct {
-	cmd         *guest.Cmd
-	said        *output
-	changesCode bool
+	cmd     *guest.Cmd
+	said    *output
+	changes changes
 }
 
 func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 	l := &load{said: &output{}}
-	if name == "idle" || name == codeLoad {
-		l.changesCode = name == codeLoad
-		return l, nil
-	}
 	kinds := strings.Split(name, "+")
 	for _, kind := range kinds {
-		l.changesCode = l.changesCode || slices.Contains(codeLoads, kind)
+		if slices.Contains(codeLoads, kind) {
+			l.changes = changeCode
+		}
+	}
+	if name == "idle" || name == codeLoad {
+		return l, nil
 	}
 	ready := "load: running"
 	l.cmd = b.guest.Command(provide.Program, strings.Join(kinds, ","))
 	if name == hiddenLoad {
-		ready, l.changesCode = hiddenReady, true
+		ready, l.changes = hiddenReady, changePresence
 		l.cmd = b.guest.Command(guestHidden)
 	}
 	l.cmd.Stdout, l.cmd.Stderr = l.said, l.said

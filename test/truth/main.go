@@ -22,14 +22,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 const limit = 90 * time.Minute
@@ -72,29 +70,13 @@ func main() {
 	flag.Parse()
 	o.loads, o.bites, o.words = names(*loads), names(*bites), strings.Fields(*words)
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	report, err := run(ctx, o)
-	if report != nil {
-		fmt.Println(report.summary())
-	}
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(err, cause)
+	trial.Run("test-truth", limit, func(ctx context.Context) (string, error) {
+		report, err := run(ctx, o)
+		if report != nil {
+			fmt.Println(report.summary())
 		}
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-truth: FAILED after %v\n", time.Since(start).Round(time.Second))
-		os.Exit(1)
-	}
-	fmt.Printf("test-truth: passed in %v\n", time.Since(start).Round(time.Second))
-}
-
-// step tells what begins. Work here is long; silence would look like a hang.
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+		return "", err
+	})
 }
 
 func run(ctx context.Context, o options) (r *Report, err error) {
@@ -117,5 +99,5 @@ func run(ctx context.Context, o options) (r *Report, err error) {
 	}
 	err = errors.Join(err, b.guest.CheckConsole())
 	r.total()
-	return r, errors.Join(r.verdict(), err, r.write(filepath.Join(filepath.Dir(o.out), "truth.json")))
+	return r, errors.Join(r.verdict(), err, trial.WriteJSON(filepath.Join(filepath.Dir(o.out), "truth.json"), r))
 }

@@ -3,10 +3,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"sort"
 	"strings"
 
@@ -150,12 +148,4 @@ func (run *Run) line() string {
 func (r *Report) summary() string {
 	return fmt.Sprintf("kernel %s, %d MiB, %d CPUs, load %s: %d pages compared, %d mismatches, %d lost, %d unstable (%d differ), tables restored: %t, spoilt: %v",
 		r.Kernel, r.MemoryMiB, r.CPUs, r.Load, r.Pages, r.Mismatches, r.Lost, r.Unstable.Pages, r.Unstable.Differ, r.TablesRestored, r.Bites)
-}
-
-func (r *Report) write(file string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
 }

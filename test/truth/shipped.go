@@ -15,6 +15,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 const (
@@ -53,7 +54,7 @@ func (b *bench) shippedToo(ctx context.Context, r *Report, kernel *guest.Kernel)
 func (b *bench) shipped(ctx context.Context) (s *Shipped, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
-	step("dump with the module as it is shipped, for the readers")
+	trial.Step("dump with the module as it is shipped, for the readers")
 	for _, argv := range [][]string{{"rmmod", "livedump"}, {"insmod", guestShipped}} {
 		if _, err := b.guest.Run(ctx, argv...); err != nil {
 			return nil, err
@@ -128,7 +129,7 @@ func (b *bench) agent(ctx context.Context, module string) (*engine.Report, error
 func (s *Shipped) judge(ctx context.Context, kernel *guest.Kernel, out string) error {
 	err := judge.Prepare(ctx, kernel)
 	if err == nil {
-		err = judge.Judge(ctx, judge.Input{Dump: s.dump, Kernel: kernel, Expect: s.expectation, OutDir: out, Progress: step})
+		err = judge.Judge(ctx, judge.Input{Dump: s.dump, Kernel: kernel, Expect: s.expectation, OutDir: out, Progress: trial.Step})
 	}
 	if err != nil {
 		s.Readers = err.Error()

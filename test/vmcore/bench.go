@@ -19,6 +19,7 @@ import (
 
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 // Paths in the guest. The disk with the tools has a directory for each Debian release, and what
@@ -89,7 +90,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 		return nil, err
 	}
 	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest",
@@ -114,7 +115,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 
 // makeDisks makes the disk with the tools, the one for what they write, and the streamed dump's target.
 func (b *bench) makeDisks(ctx context.Context) error {
-	step("make the disk with the readers")
+	trial.Step("make the disk with the readers")
 	files := []guest.File{
 		{Path: "/shared/vmlinux", Source: b.vmlinux},
 		{Path: "/shared/judge.py", Data: judge.DrgnScript()},
@@ -221,7 +222,7 @@ func (b *bench) inChroot(ctx context.Context, release string, argv ...string) (s
 var parkedWord = regexp.MustCompile(`(?m)^workload: ok .*\bparked=(\d+)$`)
 
 func (b *bench) startWorkload(ctx context.Context) error {
-	step("start the workload")
+	trial.Step("start the workload")
 	b.said = &guest.Output{}
 	b.workload = b.guest.Command(guestWorkload, "-dir", "/tmp", "-pause", workloadPause.String())
 	b.workload.Stdout, b.workload.Stderr = b.said, b.said
@@ -278,7 +279,7 @@ func (b *bench) state(ctx context.Context) (state, error) {
 }
 
 func (b *bench) checkRestored(ctx context.Context, before state) error {
-	step("compare page tables")
+	trial.Step("compare page tables")
 	after, err := b.state(ctx)
 	if err != nil {
 		return err

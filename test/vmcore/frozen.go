@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 // The functions of the script that runs in the guest. Descriptor 7 tells the agent
@@ -83,7 +84,7 @@ func (b *bench) runFrozen(ctx context.Context, before, after []task) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	agent := b.agent("Writing,Thawing", "--reserve", strconv.Itoa(reserveBytes), "--deadline", limit.String(), "--timeout", limit.String())
-	step("freeze")
+	trial.Step("freeze")
 	said := &guest.Output{}
 	c := b.guest.Command("sh", "-c", frozenScript(agent, before, after))
 	c.Stdout, c.Stderr = said, said
@@ -100,7 +101,7 @@ func (b *bench) runFrozen(ctx context.Context, before, after []task) error {
 	if err := waitTasks(ctx, said, c, before); err != nil {
 		return err
 	}
-	step("stream the dump")
+	trial.Step("stream the dump")
 	if _, err := said.Wait(ctx, c, regexp.MustCompile(`(?m)^vmcore: paused Thawing `)); err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (b *bench) runFrozen(ctx context.Context, before, after []task) error {
 func waitTasks(ctx context.Context, said *guest.Output, c *guest.Cmd, tasks []task) error {
 	for _, t := range tasks {
 		if t.tool != nil {
-			step("%s of Debian %s", t.tool.Command, t.tool.Release)
+			trial.Step("%s of Debian %s", t.tool.Command, t.tool.Release)
 		}
 		m, err := said.Wait(ctx, c, regexp.MustCompile(`(?m)^vmcore: end `+regexp.QuoteMeta(t.name)+` (\d+) (\S+) (\S+)$`))
 		if err != nil {

@@ -10,18 +10,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/test/guest"
+	"livedump.io/test/trial"
 )
 
 // limit is how long everything may take: crash alone takes some minutes in a
@@ -80,14 +77,6 @@ type LostReport struct {
 	LostPages    uint64 `json:"lost_pages"` // at the thaw, so no fewer than a reader saw before
 }
 
-func (r *Report) write(dir string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "vmcore.json"), append(b, '\n'), 0o644)
-}
-
 func main() {
 	o := options{}
 	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
@@ -99,27 +88,9 @@ func main() {
 	flag.BoolVar(&o.short, "short", false, "one version of makedumpfile, drgn and cp, before the pages are streamed, and no crash")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
-	defer cancel()
-	start := time.Now()
-	if err := run(ctx, o); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(err, cause)
-		}
-		fmt.Fprintf(os.Stderr, "\n%v\n", err)
-		fmt.Printf("test-vmcore: FAILED on kernel %s (%d MiB, %d CPUs) after %v\n",
-			o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
-		os.Exit(1)
-	}
-	fmt.Printf("test-vmcore: passed on kernel %s (%d MiB, %d CPUs) in %v\n",
-		o.series, o.memoryMiB, o.cpus, time.Since(start).Round(time.Second))
-}
-
-// step tells what begins. Work here is long; silence would look like a hang.
-func step(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	trial.Run("test-vmcore", limit, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+	})
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -138,7 +109,7 @@ func run(ctx context.Context, o options) (err error) {
 		if err != nil {
 			b.report.Error = err.Error()
 		}
-		err = errors.Join(err, b.report.write(o.out), b.close())
+		err = errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "vmcore.json"), b.report), b.close())
 	}()
 	if err := b.sessions(ctx); err != nil {
 		return errors.Join(err, b.guest.CheckConsole())

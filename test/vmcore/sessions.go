@@ -20,6 +20,7 @@ import (
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 const (
@@ -147,7 +148,7 @@ func (b *bench) tools(ctx context.Context) error {
 	b.report.FrozenForNS, b.report.PagesDumped, b.report.UncoveredPages = r.FrozenForNS, r.PagesDumped, r.UncoveredPages
 	b.report.Faults, b.report.Copies = r.Faults, r.Copies
 	b.report.ReservePages, b.report.ReserveLow = r.ReservePages, r.ReserveLow
-	step("frozen for %v: %d faults, %d copies, %d of %d pages of the reserve never used", time.Duration(r.FrozenForNS).Round(time.Second),
+	trial.Step("frozen for %v: %d faults, %d copies, %d of %d pages of the reserve never used", time.Duration(r.FrozenForNS).Round(time.Second),
 		r.Faults, r.Copies, r.ReserveLow, r.ReservePages)
 	return b.copyTarget(r)
 }
@@ -235,7 +236,7 @@ func parseProbe(out string) (probe, error) {
 
 // held has "livedump-agent freeze" freeze memory until it is interrupted.
 func (b *bench) held(ctx context.Context) error {
-	step("freeze without a dump")
+	trial.Step("freeze without a dump")
 	said := &guest.Output{}
 	c := b.guest.Command(guestAgent, "freeze", "--module", guestModule, "--keep-module", "--for", limit.String())
 	c.Stdout, c.Stderr = said, said
@@ -268,7 +269,7 @@ func (b *bench) held(ctx context.Context) error {
 
 // losing has a session lose pages: these must be errors and never read as something.
 func (b *bench) losing(ctx context.Context) error {
-	step("freeze with a reserve that is too small")
+	trial.Step("freeze with a reserve that is too small")
 	f, err := b.freeze(ctx, "Writing", "--reserve", strconv.Itoa(smallReserve), "--consistency", "BestEffort")
 	if err != nil {
 		return err
@@ -293,7 +294,7 @@ func (b *bench) losing(ctx context.Context) error {
 		return err
 	}
 	b.report.Lost = &LostReport{PagesRead: p.Pages, PagesLeftOut: p.Holes, ReadErrors: p.Errors, LostPages: r.LostPages}
-	step("%d pages read, %d left out, %d lost", p.Pages, p.Holes, p.Errors)
+	trial.Step("%d pages read, %d left out, %d lost", p.Pages, p.Holes, p.Errors)
 	if r.LostPages < p.Errors {
 		return fmt.Errorf("%d pages could not be read, but only %d were lost", p.Errors, r.LostPages)
 	}
@@ -305,7 +306,7 @@ func (b *bench) losing(ctx context.Context) error {
 
 // pastDeadline lets a session's deadline pass while its owner and a reader go on.
 func (b *bench) pastDeadline(ctx context.Context) error {
-	step("let a session's deadline pass")
+	trial.Step("let a session's deadline pass")
 	f, err := b.freeze(ctx, "Writing", "--deadline", "3s")
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"livedump.io/internal/kdump"
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
+	"livedump.io/test/trial"
 )
 
 // task is a command that runs in the guest while memory is frozen.
@@ -140,7 +141,7 @@ func (b *bench) compareAll(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		step("%s: %d pages, %d equal to the streamed dump's, %d mismatches, %d differ and may", c.File, c.Pages, c.Equal, c.Mismatches, c.UncoveredDiffer)
+		trial.Step("%s: %d pages, %d equal to the streamed dump's, %d mismatches, %d differ and may", c.File, c.Pages, c.Equal, c.Mismatches, c.UncoveredDiffer)
 		b.report.Comparisons = append(b.report.Comparisons, c)
 		problems = append(problems, c.err())
 	}
