@@ -27,6 +27,11 @@ type Summary struct {
 // Errors: a part that was never written, kdump.ErrReadBack, what the Output returns, the cause of ctx.
 // After any error there is no file on the target.
 func (f *File) Commit(ctx context.Context, size int64) (s Summary, err error) {
+	f.using.RLock()
+	defer f.using.RUnlock()
+	if f.closed {
+		return s, ErrClosed
+	}
 	if size <= 0 || size > f.Size() {
 		return s, fmt.Errorf("an encrypted file of %d bytes", size)
 	}

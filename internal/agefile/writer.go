@@ -29,6 +29,8 @@ const (
 var (
 	// ErrRewritten: a part of the file was written that is encrypted already.
 	ErrRewritten = errors.New("written twice to an encrypted file")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("the encrypted file is closed")
 	// ErrScattered: too many cells are begun and not complete.
 	ErrScattered = errors.New("an encrypted file is written in too many places at once")
 )
@@ -44,6 +46,9 @@ type File struct {
 	stanzas []*age.Stanza
 	session kdump.Session
 	base    int64 // where the first cell begins in out
+
+	using  sync.RWMutex // held shared while memory is used, alone by Close
+	closed bool
 
 	mu      sync.Mutex
 	held    map[int64]*cell // begun, and complete ones whose time has not come
@@ -143,6 +148,11 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	}
 	if int64(len(p)) > f.Size()-off {
 		return 0, &kdump.TargetTooSmallError{Needed: off + int64(len(p)), Available: f.Size()}
+	}
+	f.using.RLock()
+	defer f.using.RUnlock()
+	if f.closed {
+		return 0, ErrClosed
 	}
 	runs, err := f.take(p, off)
 	if err != nil {
@@ -256,8 +266,11 @@ func (f *File) release(cells []*cell) {
 	}
 }
 
-// Close releases memory. It does not close the Output.
+// Close releases memory, when nobody uses it any more. It does not close the Output.
 func (f *File) Close() {
+	f.using.Lock()
+	defer f.using.Unlock()
+	f.closed = true
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.held {
@@ -358,6 +371,11 @@ func (f *File) join(offset int64, b []byte, at int64, right bool) bool {
 
 // ReadAt reads what has been written of the plain file.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	f.using.RLock()
+	defer f.using.RUnlock()
+	if f.closed {
+		return 0, ErrClosed
+	}
 	n := 0
 	for n < len(p) {
 		i, at := off/CellSize, off%CellSize

@@ -101,6 +101,7 @@ func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (
 	}
 	random, _ := t.(target.Random)
 	if f != Flattened {
+		opts.NoReadBack = opts.NoReadBack || t.Abilities().ReadsBack
 		var w *kdump.Writer
 		if f == ELF {
 			w, err = kdump.NewELFWriter(random, meta, opts, kernelmem.Mappings)
@@ -137,7 +138,10 @@ func (w *onRandom) Finish(ctx context.Context) (kdump.Summary, error) {
 	if err != nil {
 		return s, err
 	}
-	_, err = w.t.Commit(ctx, int64(s.Bytes))
+	r, err := w.t.Commit(ctx, int64(s.Bytes))
+	if w.t.Abilities().ReadsBack {
+		s.Bytes, s.SHA256 = uint64(r.Bytes), r.SHA256
+	}
 	return s, err
 }
 
@@ -156,6 +160,9 @@ func (w *onStream) Finish(ctx context.Context) (kdump.Summary, error) {
 	stop := context.AfterFunc(ctx, func() { _ = w.t.Abort(context.Cause(ctx)) })
 	defer stop()
 	s, err := w.Writer.Finish(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err) // the write that was cut off for it may be heard of first
+	}
 	if err != nil {
 		return s, err
 	}

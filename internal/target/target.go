@@ -46,12 +46,16 @@ type Abilities struct {
 	// Sized: what lies there has an end of its own, where Commit puts it, and what was not written reads as zeros. A
 	// block device has neither. Only for a Random.
 	Sized bool
+	// ReadsBack: Commit reads back all that was written and tells its checksum, so that nobody else has to. Only for a
+	// Random.
+	ReadsBack bool
 }
 
 // Receipt is what lies at the place after Commit, as far as the target itself knows.
 type Receipt struct {
 	Bytes int64
-	// SHA256 of these bytes. A Stream computes it of what it sent; of a Random it is zeros, for who wrote it reads it back.
+	// SHA256 of these bytes. A Stream computes it of what it sent; of a Random without ReadsBack it is zeros, for who wrote it reads
+	// it back.
 	SHA256 [sha256.Size]byte
 }
 

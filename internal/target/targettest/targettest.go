@@ -27,6 +27,8 @@ type Place struct {
 	// Found is what somebody else finds at the place at that moment: all bytes, or false if there is nothing at all. Of a
 	// block device it is the whole device.
 	Found func(t *testing.T) ([]byte, bool)
+	// Decrypt, if not nil, is what somebody with the key makes of what was found.
+	Decrypt func([]byte) ([]byte, error)
 }
 
 // Fault is a place with something wrong.
@@ -89,7 +91,7 @@ func whole(t *testing.T, p Place) {
 	if got := sha256.Sum256(found[:sum.Bytes]); got != sum.SHA256 {
 		t.Errorf("SHA-256 of what is there is %x, the summary says %x", got, sum.SHA256)
 	}
-	judge(t, plain(t, found))
+	judge(t, plain(t, p, found))
 }
 
 // abilities: what the target says it can do is what it can do.
@@ -191,7 +193,7 @@ func untouched(t *testing.T, p Place) {
 		}
 	}
 	noDump(t, p, "after an open and a close")
-	if found, ok := p.Found(t); ok && tg.Abilities() != (target.Abilities{RandomAccess: true}) {
+	if found, ok := p.Found(t); ok && (len(found) == 0 || !tg.Abilities().RandomAccess || tg.Abilities().Sized) {
 		t.Errorf("%d bytes were left", len(found))
 	}
 }
@@ -217,7 +219,7 @@ func endsOnce(t *testing.T, p Place) {
 	if !ok {
 		t.Fatal("the dump is gone")
 	}
-	judge(t, plain(t, found))
+	judge(t, plain(t, p, found))
 }
 
 func canceled(t *testing.T, p Place) {
@@ -306,6 +308,11 @@ func noDump(t *testing.T, p Place, when string) {
 	if !ok {
 		return
 	}
+	if p.Decrypt != nil {
+		if b, err := p.Decrypt(found); err == nil {
+			found = b
+		}
+	}
 	if b, err := unflatten(found); err == nil {
 		found = b
 	}
@@ -315,8 +322,17 @@ func noDump(t *testing.T, p Place, when string) {
 }
 
 // plain is the plain dump of what was found.
-func plain(t *testing.T, found []byte) []byte {
+func plain(t *testing.T, p Place, found []byte) []byte {
 	t.Helper()
+	if p.Decrypt != nil {
+		if _, err := kdump.NewReader(bytes.NewReader(found), int64(len(found))); err == nil {
+			t.Error("there is a dump in clear")
+		}
+		var err error
+		if found, err = p.Decrypt(found); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if !bytes.HasPrefix(found, []byte("makedumpfile\x00")) {
 		return found
 	}
