@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/convert"
 	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
@@ -27,6 +28,8 @@ type converted struct {
 func newConvert() *cobra.Command {
 	var o convert.Options
 	var compression, form string
+	var ids identities
+	var recipients []string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "convert SOURCE FILE",
@@ -36,19 +39,28 @@ kdump-compressed dump, plain or flattened, or an ELF vmcore (of livedump, /proc/
 
 A flattened stream becomes the plain dump that it holds, byte for byte, if nothing else is asked for.
 
+An encrypted SOURCE takes --identity; --recipient encrypts FILE, which then is an age file.
+
 An ELF vmcore is not compressed, and has holes where there are no pages.
 
 FILE gets its name when it is complete. Pages are left out by their classes, which dumps of livedump
 know; of others only zero pages can be left out.`,
-		Args: cobra.ExactArgs(2),
+		Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if o.Codec, err = kdump.ParseCodec(compression); err != nil {
-				return err
+				return wrongUsage{err}
 			}
 			if o.DumpLevel < 0 || o.DumpLevel > 31 {
-				return fmt.Errorf("--dump-level %d: want 0 to 31", o.DumpLevel)
+				return usageError("--dump-level %d: want 0 to 31", o.DumpLevel)
 			}
 			if o.Format, err = format.ParseFormat(form); err != nil {
+				return wrongUsage{err}
+			}
+			if o.Recipients, err = agefile.ParseRecipients(recipients); err != nil {
+				return usageError("--recipient: %w", err)
+			}
+			keys, err := ids.read()
+			if err != nil {
 				return err
 			}
 			start := time.Now()
@@ -60,7 +72,7 @@ know; of others only zero pages can be left out.`,
 			if flattened && !changesContent(cmd) && o.Format != format.Flattened {
 				return rearrange(cmd, args[0], args[1], progress, asJSON)
 			}
-			s, err := convert.Open(args[0])
+			s, err := convert.Open(args[0], keys...)
 			if err != nil {
 				return err
 			}
@@ -78,7 +90,7 @@ know; of others only zero pages can be left out.`,
 			}
 			c := converted{File: args[1], Format: o.Format.String(), Bytes: sum.Bytes, Pages: sum.Pages, Lost: sum.Lost,
 				Seconds: time.Since(start).Seconds()}
-			if o.Verify {
+			if o.Verify || len(o.Recipients) > 0 {
 				c.SHA256 = fmt.Sprintf("%x", sum.SHA256)
 			}
 			if asJSON {
@@ -95,13 +107,15 @@ know; of others only zero pages can be left out.`,
 	cmd.Flags().IntVar(&o.DumpLevel, "dump-level", 0, "page classes to leave out besides those that are left out already, makedumpfile's `bits`")
 	cmd.Flags().IntVar(&o.Workers, "workers", 0, "compress so many pages at once (0: one for each CPU)")
 	cmd.Flags().BoolVar(&o.Verify, "verify", false, "read the result back and compare it with what was written")
+	cmd.Flags().StringArrayVarP(&recipients, "recipient", "r", nil, "encrypt the result for this public `key` of age-keygen (age1...); may be given several times")
+	ids.flag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd
 }
 
 // changesContent says whether flags ask for other bytes than the source's.
 func changesContent(cmd *cobra.Command) bool {
-	for _, name := range []string{"compression", "level", "dump-level", "format"} {
+	for _, name := range []string{"compression", "level", "dump-level", "format", "recipient"} {
 		if cmd.Flags().Changed(name) {
 			return true
 		}

@@ -17,15 +17,20 @@ import (
 )
 
 func newDmesg() *cobra.Command {
+	var ids identities
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "dmesg FILE",
 		Short: "Print the kernel's log from a dump or an ELF vmcore",
 		Long: `Print the kernel's log as it was at the instant of the dump. VMCOREINFO in the dump is enough for
 that: no debug information of the kernel is needed.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := convert.Open(args[0])
+			keys, err := ids.read()
+			if err != nil {
+				return err
+			}
+			s, err := convert.Open(args[0], keys...)
 			if err != nil {
 				return err
 			}
@@ -52,6 +57,7 @@ that: no debug information of the kernel is needed.`,
 			return nil
 		},
 	}
+	ids.flag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print each message as a JSON object on a line")
 	return cmd
 }

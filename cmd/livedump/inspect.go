@@ -14,11 +14,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/convert"
 	"livedump.io/internal/kdump"
 )
 
 func newInspect() *cobra.Command {
+	var ids identities
 	var asJSON, allVMCoreInfo bool
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
@@ -26,9 +28,19 @@ func newInspect() *cobra.Command {
 		Long: `Show what a dump says of itself: kernel, CPUs, notes, counts of pages.
 
 FILE is a file or a block device. The checksums are not looked at: that is what "livedump verify" is for.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := convert.Open(args[0])
+			keys, err := ids.read()
+			if err != nil {
+				return err
+			}
+			if len(keys) == 0 {
+				// Without a key there is something to say of an encrypted dump too.
+				if e, err := agefile.InspectFile(args[0]); err == nil {
+					return printEncrypted(cmd.OutOrStdout(), args[0], e, asJSON)
+				}
+			}
+			r, err := convert.Open(args[0], keys...)
 			if err != nil {
 				return err
 			}
@@ -47,6 +59,7 @@ FILE is a file or a block device. The checksums are not looked at: that is what 
 			return printInfo(out, args[0], &info)
 		},
 	}
+	ids.flag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
 	cmd.Flags().BoolVar(&allVMCoreInfo, "vmcoreinfo", false, "print only VMCOREINFO, all of it")
 	cmd.MarkFlagsMutuallyExclusive("json", "vmcoreinfo")
@@ -57,6 +70,37 @@ func printJSON(out io.Writer, v any) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// encryptedInfo is what "inspect --json" prints of an encrypted dump without a key.
+type encryptedInfo struct {
+	Format     string   `json:"format"`
+	Bytes      int64    `json:"bytes"`
+	Recipients []string `json:"recipients"`
+	Session    string   `json:"session,omitempty"`
+}
+
+func printEncrypted(out io.Writer, name string, e agefile.Info, asJSON bool) error {
+	i := encryptedInfo{Format: "age", Bytes: e.Size, Recipients: e.Recipients}
+	if e.Own {
+		i.Session = e.Owner.Session.String()
+	}
+	if asJSON {
+		return printJSON(out, i)
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "file\t%s\nformat\tencrypted with age\nsize\t%s\n", name, bytesText(uint64(i.Bytes)))
+	if e.Own {
+		fmt.Fprintf(w, "written by\tlivedump, session %s\n", i.Session)
+	} else {
+		fmt.Fprint(w, "written by\tanother program\n")
+	}
+	fmt.Fprintf(w, "recipients\t%d (%s)\n", len(i.Recipients), printable(strings.Join(i.Recipients, ", ")))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "\nWith the private key (-i) there is more to say. Nothing of the above has been authenticated without it.\n")
+	return err
 }
 
 func printVMCoreInfo(out io.Writer, v kdump.VMCoreInfo) error {

@@ -21,6 +21,23 @@ var version = "dev"
 // errReported is for a command that has already said what is wrong.
 var errReported = errors.New("reported")
 
+// wrongUsage is the caller's mistake: exit status 2. Everything else that fails has 1.
+type wrongUsage struct{ error }
+
+func (e wrongUsage) Unwrap() error { return e.error }
+
+func usageError(format string, args ...any) error { return wrongUsage{fmt.Errorf(format, args...)} }
+
+// exactArgs is cobra.ExactArgs with the exit status of a mistake.
+func exactArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
+			return usageError("%w\nusage: %s", err, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -29,6 +46,9 @@ func main() {
 			fmt.Fprintln(os.Stderr, "livedump:", err)
 		}
 		stop()
+		if errors.As(err, new(wrongUsage)) {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
@@ -39,10 +59,11 @@ func newRoot() *cobra.Command {
 		Short:         "Look at dumps of live kernels",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          exactArgs(0),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newInspect(), newVerify(), newConvert(), newDmesg(), newVersion())
+	root.AddCommand(newInspect(), newVerify(), newConvert(), newDecrypt(), newDmesg(), newVersion())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return wrongUsage{err} })
 	return root
 }
 
@@ -50,7 +71,7 @@ func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
-		Args:  cobra.NoArgs,
+		Args:  exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "livedump %s %s/%s, %s\n", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
 			return err

@@ -13,6 +13,7 @@ import (
 )
 
 func newVerify() *cobra.Command {
+	var ids identities
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
@@ -21,10 +22,15 @@ func newVerify() *cobra.Command {
 made when it was written, every page is decompressed and compared with its CRC.
 
 FILE is a file or a block device. The exit status is 1 if anything is wrong; damaged pages are named
-by their page frame numbers.`,
-		Args: cobra.ExactArgs(1),
+by their page frame numbers. An encrypted dump takes --identity: every cell of it is then authenticated, and
+what is inside is checked like any dump.`,
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := convert.Open(args[0])
+			keys, err := ids.read()
+			if err != nil {
+				return err
+			}
+			r, err := convert.Open(args[0], keys...)
 			if err != nil {
 				return err
 			}
@@ -46,6 +52,7 @@ by their page frame numbers.`,
 			return err
 		},
 	}
+	ids.flag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd
 }

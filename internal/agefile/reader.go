@@ -81,6 +81,58 @@ func NewReader(r io.ReaderAt, size int64, identities ...age.Identity) (*Reader, 
 	return &Reader{plain, n}, nil
 }
 
+// OpenFile is an age file that was opened by its path.
+type OpenFile struct {
+	*Reader
+	f *os.File
+}
+
+// Close ends the use of the file.
+func (o *OpenFile) Close() error { return o.f.Close() }
+
+// openPath opens a file or block device and tells its size.
+func openPath(path string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("size of %s: %w", path, err), f.Close())
+	}
+	return f, size, nil
+}
+
+// Open opens an age file, or a block device that begins with one. Without identities the error is ErrEncrypted.
+func Open(path string, identities ...age.Identity) (*OpenFile, error) {
+	if len(identities) == 0 {
+		i, err := InspectFile(path)
+		if err == nil {
+			err = fmt.Errorf("%w for %s: give the file with the private key (-i)", ErrEncrypted, strings.Join(i.Recipients, ", "))
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	f, size, err := openPath(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := NewReader(f, size, identities...)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
+	return &OpenFile{r, f}, nil
+}
+
+// InspectFile is Inspect of a file or a block device.
+func InspectFile(path string) (Info, error) {
+	f, size, err := openPath(path)
+	if err != nil {
+		return Info{}, err
+	}
+	defer f.Close()
+	return Inspect(f, size)
+}
+
 // ReadIdentities reads private keys from a file of age-keygen.
 func ReadIdentities(path string) ([]age.Identity, error) {
 	b, err := os.ReadFile(path)

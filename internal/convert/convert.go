@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"filippo.io/age"
+
 	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/target"
@@ -27,6 +29,8 @@ type Options struct {
 	Workers int
 	// Verify reads the result back and compares it with what was meant to be written.
 	Verify bool
+	// Recipients, if there are any, can decrypt the result; nobody else can read it. Not for ELF.
+	Recipients []age.Recipient
 	// Progress, if not nil, is given the Writer's progress to ask for.
 	Progress func(ask func() kdump.Progress)
 }
@@ -70,7 +74,7 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 	if err != nil {
 		return sum, err
 	}
-	out, err := target.CreateFile(path, target.FileOptions{Room: room + 16*int64(s.Lost) + kdump.PageSize})
+	out, err := create(path, room+16*int64(s.Lost)+kdump.PageSize, meta.Session, o)
 	if err != nil {
 		return sum, err
 	}
@@ -93,6 +97,32 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 		return sum, errors.Join(err, w.Abort(err))
 	}
 	return sum, nil
+}
+
+// create makes the file that is written to, encrypted if it is to be.
+func create(path string, room int64, session kdump.Session, o Options) (target.Target, error) {
+	if len(o.Recipients) == 0 {
+		return target.CreateFile(path, target.FileOptions{Room: room})
+	}
+	if o.Format == format.ELF {
+		return nil, errors.New("an ELF vmcore has holes and cannot be encrypted: write it as kdump")
+	}
+	room += room/1024 + 1<<20 // the header, and a tag for each 64 KiB
+	file, err := target.CreateFile(path, target.FileOptions{Room: room})
+	if err != nil {
+		return nil, err
+	}
+	var out target.Target = file
+	if o.Format == format.Flattened {
+		if out, err = target.NewAppender(file); err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+	}
+	encrypted, err := target.Encrypt(out, o.Recipients, session)
+	if err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	return encrypted, nil
 }
 
 // countKept is how many pages will be in the dump, lost ones included.

@@ -10,8 +10,10 @@ import (
 	"io"
 	"os"
 
+	"filippo.io/age"
 	"golang.org/x/sys/unix"
 
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/target"
 )
@@ -44,31 +46,57 @@ func Rearrange(ctx context.Context, source, path string, progress func(done, tot
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", source, err)
 	}
-	size = flat.Size()
-	out, err := target.CreateFile(path, target.FileOptions{Room: (size + rearrangeBytes) &^ (rearrangeBytes - 1)})
+	return flat.Size(), writePlain(ctx, flat, flat.Size(), path, func(err error) error { return fmt.Errorf("%s: %w", source, err) }, progress)
+}
+
+// Decrypt writes the plain dump that is in an encrypted file or on a device to a file; one that is a flattened stream
+// inside is put in order. Everything that is written has been authenticated. It returns the size.
+func Decrypt(ctx context.Context, source, path string, identities []age.Identity, progress func(done, total int64)) (size int64, err error) {
+	f, err := agefile.Open(source, identities...)
 	if err != nil {
 		return 0, err
+	}
+	defer f.Close()
+	said := func(err error) error { return fmt.Errorf("%s, decrypted: %w", source, err) }
+	plain, size := io.ReaderAt(f), f.Size
+	if kdump.IsFlattened(f) {
+		flat, err := kdump.OpenFlattened(f, f.Size)
+		if err != nil {
+			return 0, said(err)
+		}
+		plain, size = flat, flat.Size()
+	}
+	return size, writePlain(ctx, plain, size, path, said, progress)
+}
+
+// writePlain copies size bytes to a file, which gets its name when it is complete. said puts the source before an error of
+// reading.
+func writePlain(ctx context.Context, source io.ReaderAt, size int64, path string, said func(error) error, progress func(done, total int64)) (err error) {
+	out, err := target.CreateFile(path, target.FileOptions{Room: (size + rearrangeBytes) &^ (rearrangeBytes - 1)})
+	if err != nil {
+		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	buf, err := unix.Mmap(-1, 0, rearrangeBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return 0, fmt.Errorf("a buffer of %d bytes: %w", rearrangeBytes, err)
+		return fmt.Errorf("a buffer of %d bytes: %w", rearrangeBytes, err)
 	}
 	defer unix.Munmap(buf)
 	zeros := make([]byte, rearrangeBytes)
 	for off := int64(0); off < size; off += rearrangeBytes {
 		if err := context.Cause(ctx); err != nil {
-			return 0, err
+			return err
 		}
-		n, err := flat.ReadAt(buf, off)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return 0, fmt.Errorf("%s: %w", source, err)
+		want := int(min(rearrangeBytes, size-off))
+		n, err := source.ReadAt(buf[:want], off)
+		if n < want {
+			return said(fmt.Errorf("reading %d bytes at %d: %w", want, off, err))
 		}
 		end := (n + kdump.PageSize - 1) &^ (kdump.PageSize - 1)
 		clear(buf[n:end])
 		if !bytes.Equal(buf[:end], zeros[:end]) {
 			if _, err := out.WriteAt(buf[:end], off); err != nil {
-				return 0, err
+				return err
 			}
 		}
 		if progress != nil {
@@ -76,5 +104,5 @@ func Rearrange(ctx context.Context, source, path string, progress func(done, tot
 		}
 	}
 	_, err = out.Commit(ctx, size)
-	return size, err
+	return err
 }

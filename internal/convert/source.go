@@ -4,11 +4,15 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 
+	"filippo.io/age"
+
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/elfcore"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/kernelmem"
@@ -40,19 +44,39 @@ func (s *Source) Verify(ctx context.Context, o kdump.VerifyOptions) (kdump.Repor
 	return s.verify(ctx, o)
 }
 
-// Open opens a dump of any format that livedump reads.
-func Open(path string) (*Source, error) {
+// Open opens a dump of any format that livedump reads. One that is encrypted takes an identity; without one that
+// fits the error is agefile.ErrEncrypted.
+func Open(path string, identities ...age.Identity) (*Source, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	var magic [4]byte
-	_, err = f.ReadAt(magic[:], 0)
+	var magic [32]byte
+	n, _ := f.ReadAt(magic[:], 0) // what cannot be read is said below, with more words
 	f.Close()
-	if err == nil && string(magic[:]) == "\x7fELF" {
+	switch {
+	case bytes.HasPrefix(magic[:n], []byte("\x7fELF")):
 		return openCore(path)
+	case agefile.IsAge(magic[:n]):
+		return openEncrypted(path, identities)
 	}
 	return openKdump(path)
+}
+
+func openEncrypted(path string, identities []age.Identity) (*Source, error) {
+	f, err := agefile.Open(path, identities...)
+	if err != nil {
+		return nil, err
+	}
+	r, err := kdump.OpenAt(f, f.Size)
+	if err != nil {
+		return nil, fmt.Errorf("%s, decrypted: %w", path, errors.Join(err, f.Close()))
+	}
+	s, err := sourceOf(path, r, f.Close)
+	if err == nil {
+		s.Format += ", encrypted"
+	}
+	return s, err
 }
 
 // Close ends the use of the Source.
@@ -119,12 +143,16 @@ func openKdump(path string) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	return sourceOf(path, r, r.Close)
+}
+
+func sourceOf(path string, r *kdump.Reader, closeAll func() error) (*Source, error) {
 	meta, err := r.Meta()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, r.Close()))
+		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, closeAll()))
 	}
 	s := &Source{
-		Meta: meta, Format: "kdump-compressed v6", each: r.EachPage, close: r.Close, info: r.Info, verify: r.Verify,
+		Meta: meta, Format: "kdump-compressed v6", each: r.EachPage, close: closeAll, info: r.Info, verify: r.Verify,
 		read: func(pfn uint64, b []byte) error {
 			_, err := r.ReadPage(pfn, b)
 			return err

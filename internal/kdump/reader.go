@@ -76,19 +76,24 @@ func openFile(f *os.File) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding its size: %w", err)
 	}
-	if IsFlattened(f) {
-		flat, err := OpenFlattened(f, size)
-		if err != nil {
-			return nil, err
-		}
-		r, err := NewReader(flat, flat.Size())
-		if err != nil {
-			return nil, fmt.Errorf("in a flattened stream: %w", err)
-		}
-		r.flattened = true
-		return r, nil
+	return OpenAt(f, size)
+}
+
+// OpenAt opens the dump in the first size bytes of r, plain or as a flattened stream; see NewReader.
+func OpenAt(r io.ReaderAt, size int64) (*Reader, error) {
+	if !IsFlattened(r) {
+		return NewReader(r, size)
 	}
-	return NewReader(f, size)
+	flat, err := OpenFlattened(r, size)
+	if err != nil {
+		return nil, err
+	}
+	d, err := NewReader(flat, flat.Size())
+	if err != nil {
+		return nil, fmt.Errorf("in a flattened stream: %w", err)
+	}
+	d.flattened = true
+	return d, nil
 }
 
 // NewReader opens the dump in the first size bytes of r.
@@ -204,6 +209,7 @@ func foreign(b []byte) error {
 	for _, k := range []struct{ magic, text string }{
 		{"makedumpfile\x00", "a flattened dump (makedumpfile -R makes a plain one of it)"},
 		{"\x7fELF", "an ELF file"},
+		{"age-encryption.org/v1\n", "encrypted with age"},
 		{string(diskdumpSignature), "a diskdump"},
 		{"\x1f\x8b", "gzip data"},
 		{"\x28\xb5\x2f\xfd", "zstd data"},
