@@ -72,6 +72,7 @@ func (c Codec) Levels() (fastest, smallest int) {
 	return 0, 0
 }
 
+// newCompressor returns nil for CodecNone.
 func newCompressor(c Codec, level int) (compressor, error) {
 	fastest, smallest := c.Levels()
 	if level == 0 {
@@ -107,7 +108,7 @@ func newCompressor(c Codec, level int) (compressor, error) {
 	case CodecSnappy:
 		return snappyCompressor{}, nil
 	case CodecNone:
-		return rawCompressor{}, nil
+		return nil, nil
 	}
 	return nil, fmt.Errorf("unknown codec %d", c)
 }
@@ -158,12 +159,6 @@ func (snappyCompressor) appendPage(dst, page []byte) ([]byte, error) {
 	n := len(dst)
 	out := s2.EncodeSnappy(dst[n:n+compressedRoom], page)
 	return dst[:n+len(out)], nil
-}
-
-type rawCompressor struct{}
-
-func (rawCompressor) appendPage(dst, page []byte) ([]byte, error) {
-	return append(dst, page...), nil
 }
 
 // decompressor belongs to one goroutine. It never writes more than one page.

@@ -215,6 +215,22 @@ func (s *stream) append(p []byte) error {
 	return nil
 }
 
+// appendPieces appends n bytes of pieces and returns what is left of them; it may change the first of these.
+func (s *stream) appendPieces(pieces [][]byte, n int) ([][]byte, error) {
+	for n > 0 {
+		p := pieces[0]
+		p = p[:min(n, len(p))]
+		if err := s.append(p); err != nil {
+			return pieces, err
+		}
+		n -= len(p)
+		if pieces[0] = pieces[0][len(p):]; len(pieces[0]) == 0 {
+			pieces = pieces[1:]
+		}
+	}
+	return pieces, nil
+}
+
 // appendZeros appends n zero bytes.
 func (s *stream) appendZeros(n int64) error {
 	for n > 0 {

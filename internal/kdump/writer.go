@@ -129,13 +129,18 @@ type storedPage struct {
 
 const storedRaw = 1 << 7
 
-// worker compresses pages one after the other into out. Its memory lies outside the Go heap.
+// worker compresses pages one after the other into out. Its memory lies outside the Go heap. Raw pages stay
+// where they are until they are stored.
 type worker struct {
-	c      compressor
+	c      compressor // nil: no page is compressed
 	mem    *aligned
 	out    []byte
 	stored []storedPage
+	pieces [][]byte // of out and of the caller's pages, in order
+	size   int      // of all pieces
 	again  []uint64 // pages that a resumed dump has already
+
+	direct bool // raw pages go to out as well: they are written from there
 }
 
 func newWorker(codec Codec, level int) (*worker, error) {
@@ -147,7 +152,7 @@ func newWorker(codec Codec, level int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &worker{c: c, mem: mem, out: mem.b[:0], stored: make([]storedPage, 0, storeAll)}, nil
+	return &worker{c: c, mem: mem, out: mem.b[:0], stored: make([]storedPage, 0, storeAll), pieces: make([][]byte, 0, storeAll)}, nil
 }
 
 // NewWriter checks that the target can hold the dump at all (else *TargetTooSmallError, and nothing
@@ -314,6 +319,7 @@ func (w *Writer) start(room int64) (err error) {
 		if err != nil {
 			return err
 		}
+		k.direct = w.form.elf != nil
 		w.pool = append(w.pool, k)
 		w.workers <- k
 	}
@@ -401,7 +407,7 @@ func (w *Writer) Add(pages []PageRef, data []byte) error {
 		} else if err := k.take(&pages[i], data[i*PageSize:][:PageSize]); err != nil {
 			return w.fail(err)
 		}
-		if len(k.out) > (storePages-1)*PageSize || len(k.stored) == storeAll || i == len(pages)-1 {
+		if k.size > (storePages-1)*PageSize || len(k.stored) == storeAll || i == len(pages)-1 {
 			if err := w.store(k); err != nil {
 				return w.fail(err)
 			}
@@ -440,23 +446,55 @@ func (k *worker) take(p *PageRef, page []byte) error {
 	case isZero(page):
 		sp.crc, sp.size, sp.flags = zeroCRC, PageSize, sp.flags|storedRaw
 	default:
-		start := len(k.out)
-		packed, err := k.c.appendPage(k.out, page)
+		sp.crc = pageCRC(page)
+		sp.offset = uint64(k.size) + 1 // relative, and not 0: that is the zero page
+		packed, err := k.compress(page)
 		if err != nil {
 			return err
 		}
-		if len(packed)-start >= PageSize {
-			// Readers take a page of 4096 bytes for a raw one, so what does not shrink is stored as it is.
-			packed = append(packed[:start], page...)
+		sp.size = PageSize
+		if packed != nil {
+			sp.size = uint16(len(packed))
+			k.add(packed)
+		} else {
 			sp.flags |= storedRaw
+			if k.direct {
+				k.out = append(k.out, page...)
+				page = k.out[len(k.out)-PageSize:]
+			}
+			k.add(page[:PageSize])
 		}
-		k.out = packed
-		sp.crc = pageCRC(page)
-		sp.size = uint16(len(packed) - start)
-		sp.offset = uint64(start) + 1 // relative, and not 0: that is the zero page
 	}
 	k.stored = append(k.stored, sp)
 	return nil
+}
+
+// compress appends the page to out. It returns nil if the page does not shrink: readers take a page of 4096
+// bytes for a raw one.
+func (k *worker) compress(page []byte) ([]byte, error) {
+	if k.c == nil {
+		return nil, nil
+	}
+	start := len(k.out)
+	out, err := k.c.appendPage(k.out, page)
+	if err != nil || len(out)-start >= PageSize {
+		return nil, err
+	}
+	k.out = out
+	return out[start:], nil
+}
+
+// add adds a piece, to the one before if it lies behind it in memory.
+func (k *worker) add(piece []byte) {
+	k.size += len(piece)
+	if n := len(k.pieces); n > 0 {
+		last := k.pieces[n-1]
+		if both := len(last) + len(piece); both <= cap(last) && &last[:both][len(last)] == &piece[0] {
+			k.pieces[n-1] = last[:both]
+			return
+		}
+	}
+	k.pieces = append(k.pieces, piece)
 }
 
 var zeroCRC = pageCRC(zeroPage[:])
@@ -474,8 +512,8 @@ func (w *Writer) store(k *worker) error {
 			return err
 		}
 	}
-	b, st := k.out, k.stored
-	k.out, k.stored = k.out[:0], k.stored[:0]
+	pieces, st := k.pieces, k.stored
+	k.out, k.pieces, k.size, k.stored = k.out[:0], k.pieces[:0], 0, k.stored[:0]
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.roomInIndex(len(st)); err != nil {
@@ -513,7 +551,8 @@ func (w *Writer) store(k *worker) error {
 		if end+w.layout.tailBytes(end, 0) > w.index.limit(roomOf(w.out)) {
 			return w.tooSmall(end, given)
 		}
-		if err := w.data.append(b[:bytes]); err != nil {
+		var err error
+		if pieces, err = w.data.appendPieces(pieces, bytes); err != nil {
 			return err
 		}
 		for _, sp := range st[:n] {
@@ -530,7 +569,7 @@ func (w *Writer) store(k *worker) error {
 			}
 		}
 		stored += bytes
-		st, b = st[n:], b[bytes:]
+		st = st[n:]
 	}
 	w.pagesLost.Add(int64(w.lost - before.lost))
 	w.pagesDone.Add(int64(w.pages + w.lost - before.pages - before.lost))

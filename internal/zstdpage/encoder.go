@@ -17,7 +17,7 @@ const Room = 2 * PageSize
 const (
 	hashLog = 12
 	// maxSequences of four bytes and more.
-	maxSequences = PageSize/4 + 1
+	maxSequences = PageSize / 4
 )
 
 // Encoder compresses pages. One goroutine uses it at a time.
@@ -25,6 +25,7 @@ type Encoder struct {
 	table [1 << hashLog]uint16 // where these bytes were last
 	lits  [PageSize + 64]byte
 	seqs  [maxSequences]sequence
+	extra [maxSequences]uint64 // bits of the sequences, besides their codes
 
 	// Of the codes, with room for any index that a mask leaves.
 	literalCount [64]uint16
@@ -75,26 +76,21 @@ func hash(v uint64) uint { return uint(v << 32 * 0x9fb21c651e98df25 >> (64 - has
 // parse takes the page apart into literals and matches.
 func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 	clear(e.table[:])
-	clear(e.literalCount[:])
-	clear(e.matchCount[:])
-	clear(e.offsetCount[:])
 	p := unsafe.Pointer(page)
-	const limit = PageSize - 8 // where eight bytes can be read
-	rep1, rep2, rep3 := uint(1), uint(4), uint(8)
+	const limit = PageSize - 8                    // where eight bytes can be read
+	rep1, rep2, rep3 := uint(1), uint(4), uint(8) // the last three offsets
 	anchor, ip := uint(0), uint(1)
 	for ip < limit {
 		v := load64(p, ip)
 		h := hash(v)
 		at := uint(e.table[h])
 		e.table[h] = uint16(ip)
-
-		var start, offset, code uint
+		var start, offset uint
 		switch {
-		case rep1 <= ip+1 && load32(p, ip+1-rep1) == uint32(v>>8):
-			start, offset, code = ip+1, rep1, 1
+		case load32(p, ip+1-rep1) == uint32(v>>8):
+			start, offset = ip+1, rep1
 		case load32(p, at) == uint32(v):
 			start, offset = ip, ip-at
-			code = offset + 3
 		default:
 			ip += 1 + (ip-anchor)>>7
 			continue
@@ -125,15 +121,27 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 			}
 		}
 		literals := start - anchor
-		if code == 1 {
-			if literals == 0 { // then the first repeated offset is the second
-				code = rep1 + 3
+		// An offset that was among the last ones has a short name. Without literals the last one has none,
+		// and the others' are smaller by one.
+		code := uint(1)
+		if offset != rep1 || literals == 0 {
+			some := uint(1)
+			if literals == 0 {
+				some = 0
 			}
-		} else {
-			rep3, rep2, rep1 = rep2, rep1, offset
+			code = offset + 3
+			if offset == rep3 {
+				code = 2 + some
+			}
+			next3 := rep2
+			if offset == rep2 {
+				code = 1 + some
+				next3 = rep3
+			}
+			rep1, rep2, rep3 = offset, rep1, next3
 		}
 		nlits = e.copyLiterals(nlits, p, anchor, literals)
-		e.emit(nseqs, literals, end-start, code)
+		e.seqs[nseqs] = sequence(literals | (end-start-minMatch)<<16 | code<<32)
 		nseqs++
 		ip, anchor = end, end
 		if ip >= limit {
@@ -141,7 +149,6 @@ func (e *Encoder) parse(page *[PageSize]byte) (nlits, nseqs uint) {
 		}
 		e.table[hash(load64(p, ip-2))] = uint16(ip - 2)
 	}
-	_ = rep3
 	rest := PageSize - anchor
 	nlits = e.copyLiterals(nlits, p, anchor, rest)
 	return nlits, nseqs
@@ -161,15 +168,27 @@ func (e *Encoder) copyLiterals(at uint, p unsafe.Pointer, from, n uint) uint {
 	return at + n
 }
 
-func (e *Encoder) emit(i uint, literals, length, offset uint) {
-	s := &e.seqs[i]
-	match := length - minMatch
-	lc, mc := literalCode[literals&(PageSize-1)], matchCode[match&(PageSize-1)]
-	oc := uint8(bits.Len16(uint16(offset))) - 1
-	*s = sequence{uint16(literals), uint16(match), uint16(offset), lc, mc, oc}
-	e.literalCount[lc&63]++
-	e.matchCount[mc&63]++
-	e.offsetCount[oc&15]++
+// count finds the codes of the sequences, and how often each occurs. It is a loop of its own because it
+// has no branches, and those of parse can't be foreseen.
+func (e *Encoder) count(seqs []sequence) {
+	clear(e.literalCount[:])
+	clear(e.matchCount[:])
+	clear(e.offsetCount[:])
+	for i, s := range seqs {
+		literals, match := literalLength[s&(PageSize-1)], matchLength[s>>16&(PageSize-1)]
+		offset := uint(s >> 32)
+		oc := uint(bits.Len16(uint16(offset))) - 1
+		e.literalCount[literals&63]++
+		e.matchCount[match&63]++
+		e.offsetCount[oc&15]++
+		n := uint(literals >> 8 & 15)
+		extra := uint64(literals >> 16)
+		extra |= uint64(match>>16) << n
+		n += uint(match >> 8 & 15)
+		extra |= uint64(offset^1<<(oc&15)) << (n & 63)
+		seqs[i] = sequence(literals&63 | match&63<<8 | uint32(oc)<<16 | uint32(n+oc)<<24)
+		e.extra[i&(len(e.extra)-1)] = extra
+	}
 }
 
 // Types of literals.
@@ -193,7 +212,7 @@ func (e *Encoder) appendLiterals(b, lits []byte) []byte {
 		return append(b, byte(n<<4|1<<2|literalsSame), byte(n>>4), lits[0])
 	}
 	// What the code saves at best must be worth the tree that comes with it.
-	if different > 64 && h.entropy(n)+n>>5+different>>1 >= n {
+	if different > 64 && h.entropy(n, different)+n>>5+different>>1 >= n {
 		return appendRaw(b, lits)
 	}
 	h.build(different)
@@ -205,7 +224,7 @@ func (e *Encoder) appendLiterals(b, lits []byte) []byte {
 	if n >= 1024 {
 		header = 4
 	}
-	b, ok := h.appendTree(b[:start+header])
+	b, ok := h.appendTree(b[:start+header], different)
 	if !ok {
 		return appendRaw(b[:start], lits)
 	}
@@ -253,10 +272,11 @@ func appendRaw(b, lits []byte) []byte {
 }
 
 // entropy is the least size of the literals in bytes, without the tree.
-func (h *huffman) entropy(n int) int {
+func (h *huffman) entropy(n, different int) int {
 	var sum uint32
-	for _, c := range h.counts[:h.last+1] {
-		sum += uint32(c) * uint32(log2[c])
+	for _, l := range h.present[:different] {
+		c := l >> 8
+		sum += c * uint32(log2[c&(2*PageSize-1)])
 	}
 	return int((uint32(n)*uint32(log2[n]) - sum) >> 11)
 }
@@ -273,44 +293,44 @@ func (e *Encoder) appendSequences(b []byte, seqs []sequence) []byte {
 	}
 	modes := len(b)
 	b = append(b, 0)
+	e.count(seqs)
 	lt, lm, b := literalAlphabet.choose(&e.literalTab, e.literalCount[:literalCodes], n, b)
 	ot, om, b := offsetAlphabet.choose(&e.off, e.offsetCount[:offsetCodes], n, b)
 	mt, mm, b := matchAlphabet.choose(&e.matchTab, e.matchCount[:matchCodes], n, b)
 	b[modes] = lm<<6 | om<<4 | mm<<2
 
 	// The loop has the bit writer and the states in variables of its own: registers.
-	s := &seqs[n-1]
-	ms, os, ls := mt.first(s.matchCode), ot.first(s.offsetCode), lt.first(s.literalsCode)
+	s := seqs[n-1]
+	ms, os, ls := mt.first(uint8(s>>8)), ot.first(uint8(s>>16)), lt.first(uint8(s))
 	out, pos := b[:cap(b)], len(b)
-	acc, k := s.extra()
+	acc, k := e.extra[(n-1)&(len(e.extra)-1)], uint(s>>24)
 	for i := n - 2; i >= 0; i-- {
 		binary.LittleEndian.PutUint64(out[pos:], acc)
 		pos += int(k >> 3)
 		acc >>= k & 56
 		k &= 7
-		s := &seqs[i]
-		// At most 21 bits of states, 36 of extra bits, and 7 from before.
-		x := ot.symbol[s.offsetCode&63]
+		s := seqs[i]
+		// At most 21 bits of states, 35 of extra bits, and 7 from before.
+		x := ot.symbol[s>>16&63]
 		bits := uint(os+x.deltaBits) >> 16
 		acc |= uint64(os&(1<<(bits&31)-1)) << (k & 63)
 		k += bits
 		os = uint32(ot.next[uint32(int32(os>>(bits&31))+x.deltaNext)&(1<<maxTableLog-1)])
 
-		x = mt.symbol[s.matchCode&63]
+		x = mt.symbol[s>>8&63]
 		bits = uint(ms+x.deltaBits) >> 16
 		acc |= uint64(ms&(1<<(bits&31)-1)) << (k & 63)
 		k += bits
 		ms = uint32(mt.next[uint32(int32(ms>>(bits&31))+x.deltaNext)&(1<<maxTableLog-1)])
 
-		x = lt.symbol[s.literalsCode&63]
+		x = lt.symbol[s&63]
 		bits = uint(ls+x.deltaBits) >> 16
 		acc |= uint64(ls&(1<<(bits&31)-1)) << (k & 63)
 		k += bits
 		ls = uint32(lt.next[uint32(int32(ls>>(bits&31))+x.deltaNext)&(1<<maxTableLog-1)])
 
-		extra, bits := s.extra()
-		acc |= extra << (k & 63)
-		k += bits
+		acc |= e.extra[i&(len(e.extra)-1)] << (k & 63)
+		k += uint(s >> 24)
 	}
 	w := bitWriter{b: out, pos: pos, bits: acc, n: k}
 	w.flush()
@@ -318,16 +338,4 @@ func (e *Encoder) appendSequences(b []byte, seqs []sequence) []byte {
 	ot.flush(&w, os)
 	lt.flush(&w, ls)
 	return b[:w.close()]
-}
-
-// extra are the extra bits of the three codes.
-func (s *sequence) extra() (v uint64, n uint) {
-	n = uint(literalExtra[s.literalsCode&63]) & 31
-	v = uint64(s.literals) & (1<<n - 1)
-	k := uint(matchExtra[s.matchCode&63]) & 31
-	v |= uint64(s.match) & (1<<k - 1) << n
-	n += k
-	k = uint(s.offsetCode) & 15
-	v |= uint64(s.offset) & (1<<k - 1) << (n & 63)
-	return v, n + k
 }

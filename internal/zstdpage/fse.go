@@ -2,7 +2,10 @@
 
 package zstdpage
 
-import "math/bits"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // Finite state entropy coding, section 4.1 of RFC 8878, from the encoder's side.
 
@@ -23,27 +26,71 @@ type fseSymbol struct {
 	deltaNext int32  // what to add to the rest of the state to find the next one
 }
 
-// build makes the table for a distribution. norm sums up to 1<<log, -1 counting as 1.
+// A table's cells are given out in steps. These are, for tables of 1<<5 and 1<<6 cells without symbols of
+// less than one cell: the number with which the cell was given out.
+var givenOut = [2][1 << maxTableLog]uint8{}
+
+func init() {
+	for i := range givenOut {
+		size := 1 << (5 + i)
+		for n, pos := 0, 0; n < size; n++ {
+			givenOut[i][pos] = uint8(n)
+			pos = (pos + size>>1 + size>>3 + 3) & (size - 1)
+		}
+	}
+}
+
+// build makes the table for a distribution without -1, which sums up to 1<<log; log is 5 or 6.
 func (t *fseTable) build(norm []int8, log uint) {
+	t.log = log
+	// Whose cells they are, in the order in which they are given out; eight are filled at once. at is where
+	// a symbol's states begin.
+	var cells [1<<maxTableLog + 8]uint8
+	var at [64]uint8
+	sum := uint(0)
+	for s, n := range norm {
+		at[s&63] = uint8(sum)
+		same := uint64(s) * 0x0101010101010101
+		binary.LittleEndian.PutUint64(cells[sum&63:], same)
+		for more := uint(8); more < uint(n); more += 8 {
+			binary.LittleEndian.PutUint64(cells[(sum+more)&63:], same)
+		}
+		// Of bits that go out: those of all states, less those that the symbol's own number takes.
+		out := uint32(log+1) - uint32(bits.Len8(uint8(n-1)))
+		t.symbol[s&63] = fseSymbol{deltaBits: out<<16 - uint32(n)<<(out&31), deltaNext: int32(sum) - int32(n)}
+		sum += uint(n)
+	}
+	size := uint(1) << (log & 31)
+	order := &givenOut[(log-5)&1]
+	for u := range size {
+		s := cells[order[u&(1<<maxTableLog-1)]&63] & 63
+		t.next[at[s]&(1<<maxTableLog-1)] = uint16(size + u)
+		at[s]++
+	}
+}
+
+// buildPreset makes the table for a distribution that may have -1, which counts as 1.
+func (t *fseTable) buildPreset(norm []int8, log uint) {
 	size := 1 << log
 	t.log = log
 	var spread [1 << maxTableLog]uint8
 	var at [64]uint16
 	high, sum := size-1, uint16(0)
 	for s, n := range norm {
-		at[s&63] = sum
+		at[s] = sum
 		if n == -1 {
-			spread[high&(len(spread)-1)] = uint8(s)
+			spread[high] = uint8(s)
 			high--
-			sum++
-		} else {
-			sum += uint16(n)
+			n = 1
 		}
+		out := uint32(log+1) - uint32(bits.Len8(uint8(n-1)))
+		t.symbol[s] = fseSymbol{deltaBits: out<<16 - uint32(n)<<out, deltaNext: int32(sum) - int32(n)}
+		sum += uint16(n)
 	}
 	step, mask, pos := size>>1+size>>3+3, size-1, 0
 	for s, n := range norm {
 		for range n {
-			spread[pos&(len(spread)-1)] = uint8(s)
+			spread[pos] = uint8(s)
 			pos = (pos + step) & mask
 			for pos > high {
 				pos = (pos + step) & mask
@@ -51,26 +98,9 @@ func (t *fseTable) build(norm []int8, log uint) {
 		}
 	}
 	for u := range size {
-		s := spread[u&(len(spread)-1)] & 63
-		t.next[at[s]&(1<<maxTableLog-1)] = uint16(size + u)
+		s := spread[u]
+		t.next[at[s]] = uint16(size + u)
 		at[s]++
-	}
-	total := int32(0)
-	for s, n := range norm {
-		e := &t.symbol[s&63]
-		switch n {
-		case 0:
-			*e = fseSymbol{}
-		case -1, 1:
-			e.deltaBits = uint32(log)<<16 - uint32(size)
-			e.deltaNext = total - 1
-			total++
-		default:
-			out := uint32(log) - uint32(bits.Len8(uint8(n-1))-1)
-			e.deltaBits = out<<16 - uint32(n)<<out
-			e.deltaNext = total - int32(n)
-			total += int32(n)
-		}
 	}
 }
 
@@ -107,17 +137,21 @@ func normalize(norm []int8, counts []uint16, total int, log uint) {
 	// Rounded to nearest in fixed point; what that is off by is put right at the most frequent symbols,
 	// where it costs least.
 	scale := uint32(size<<20) / uint32(total)
-	left, largest := size, 0
-	for s, c := range counts {
-		n := int((uint32(c)*scale + 1<<19) >> 20)
-		if n == 0 && c > 0 {
-			n = 1
+	left, largest, most := size, 0, uint32(0)
+	norm = norm[:len(counts)]
+	for s, n := range counts {
+		c := uint32(n)
+		share := (c*scale + 1<<19) >> 20
+		if share == 0 {
+			share = (c + 0xffff) >> 16 // 1 if it is there
 		}
-		norm[s] = int8(min(n, size-1))
-		left -= int(norm[s])
-		if c > counts[largest] {
+		share = min(share, uint32(size-1))
+		norm[s] = int8(share)
+		left -= int(share)
+		if c > most {
 			largest = s
 		}
+		most = max(most, c)
 	}
 	if int(norm[largest])+left >= 1 && (left >= 0 || int(norm[largest])+left > int(norm[largest])/2) {
 		norm[largest] += int8(left)

@@ -5,6 +5,7 @@ package zstdpage
 import (
 	"encoding/binary"
 	"math/bits"
+	"unsafe"
 )
 
 // Huffman coding of literals, section 4.2 of RFC 8878.
@@ -17,43 +18,59 @@ const (
 
 // huffman is the code for the literals of one page.
 type huffman struct {
-	counts [256]uint16
-	lens   [256]uint8
-	codes  [256]uint32 // code, and its length from bit 16 on
-	last   int         // symbol
-	bits   uint        // length of the longest code
-	size   int         // bits of all literals in this code
+	lens    [256]uint8  // of the codes, for symbols that are there
+	codes   [256]uint32 // code, and its length from bit 16 on
+	present [256]uint32 // count<<8 | symbol, ascending by symbols
+	last    int         // symbol
+	bits    uint        // length of the longest code
+	size    int         // bits of all literals in this code
 
-	sorted  [256]uint32 // count<<8 | symbol, ascending
-	nodes   [256]uint32 // counts of inner nodes
+	sorted  [512]uint32 // count<<8 | symbol, ascending, and an end behind them
+	nodes   [256]uint32 // counts of inner nodes, as in sorted
 	parents [512]uint16
 	weights fseTable
 }
 
-// count takes the literals' statistics and returns the number of different ones.
+// counters of bytes, four side by side in a word.
+type counters [256 / 4]uint64
+
+func (c *counters) bytes() *[256]uint16 { return (*[256]uint16)(unsafe.Pointer(c)) }
+
+// count takes the literals' statistics and returns the number of different ones. What decides about a
+// symbol is computed and not branched upon here and below: nobody could foresee these branches.
 func (h *huffman) count(lits []byte) int {
-	var c [4][256]uint16 // bytes repeat: one counter would wait for itself
-	n := len(lits) &^ 3
-	for i := 0; i < n; i += 4 {
-		p := lits[i : i+4 : i+4]
-		c[0][p[0]]++
-		c[1][p[1]]++
-		c[2][p[2]]++
-		c[3][p[3]]++
+	var c [4]counters // bytes repeat: one counter would wait for itself
+	c0, c1, c2, c3 := c[0].bytes(), c[1].bytes(), c[2].bytes(), c[3].bytes()
+	for len(lits) >= 8 {
+		v := binary.LittleEndian.Uint64(lits)
+		lits = lits[8:]
+		c0[v&0xff]++
+		c1[v>>8&0xff]++
+		c2[v>>16&0xff]++
+		c3[v>>24&0xff]++
+		c0[v>>32&0xff]++
+		c1[v>>40&0xff]++
+		c2[v>>48&0xff]++
+		c3[v>>56]++
 	}
-	for _, b := range lits[n:] {
-		c[0][b]++
+	for _, b := range lits {
+		c0[b]++
 	}
-	different := 0
-	for s := range h.counts {
-		v := c[0][s] + c[1][s] + c[2][s] + c[3][s]
-		h.counts[s] = v
-		if v > 0 {
-			different++
-			h.last = s
+	different := uint(0)
+	for i := range c[0] {
+		v := c[0][i] + c[1][i] + c[2][i] + c[3][i] // no counter overflows into the next: there are 4096 literals at most
+		if v == 0 {
+			continue
+		}
+		for lane := range 4 {
+			n := uint32(v & 0xffff)
+			v >>= 16
+			h.present[different&0xff] = n<<8 | uint32(4*i+lane)
+			different += uint((n + 0xffff) >> 16) // 1 if there are any
 		}
 	}
-	return different
+	h.last = int(h.present[(different-1)&0xff] & 0xff)
+	return int(different)
 }
 
 // build makes a code for at least two different literals.
@@ -63,92 +80,94 @@ func (h *huffman) build(different int) {
 	h.limit(leaves)
 
 	// Codes as the decoder makes them: the longest first, and those of a length in order of symbols.
-	var perLen [maxCodeBits + 2]uint32
-	h.size, h.bits = 0, 0
+	var perLen, next [16]uint32
+	size := uint32(0)
 	for _, l := range leaves {
 		n := h.lens[l&0xff]
-		perLen[n]++
-		h.size += int(l>>8) * int(n)
-		h.bits = max(h.bits, uint(n))
+		perLen[n&15]++
+		size += l >> 8 * uint32(n)
 	}
-	var next [maxCodeBits + 2]uint32
+	h.size = int(size)
+	h.bits = uint(h.lens[leaves[0]&0xff]) // the rarest one's is the longest
 	code := uint32(0)
 	for n := h.bits; n > 0; n-- {
-		next[n] = code
-		code = (code + perLen[n]) >> 1
+		next[n&15] = code
+		code = (code + perLen[n&15]) >> 1
 	}
-	for s := range h.last + 1 {
-		if n := h.lens[s]; n > 0 && h.counts[s] > 0 {
-			h.codes[s] = next[n&15] | uint32(n)<<16
-			next[n&15]++
-		}
+	for _, l := range h.present[:different] {
+		s := l & 0xff
+		n := h.lens[s]
+		h.codes[s] = next[n&15] | uint32(n)<<16
+		next[n&15]++
 	}
 }
 
 // sort puts the symbols that are there in order of their counts, most of which are small.
 func (h *huffman) sort(different int) []uint32 {
 	const small = 64
-	var start [small + 1]uint16
-	large := 0
-	for s := range h.last + 1 {
-		if c := h.counts[s]; c < small {
-			start[c+1]++
-		} else {
-			large++
-		}
+	var start [small + 2]uint16 // where the symbols of a count begin; those that are not small together
+	present := h.present[:different]
+	for _, l := range present {
+		start[min(l>>8, small)+1]++
 	}
-	start[1] = 0 // those that are not there
-	for i := 2; i <= small; i++ {
-		start[i] += start[i-1]
+	sum := uint16(0)
+	for i := range start {
+		sum += start[i]
+		start[i] = sum
 	}
+	large := int(start[small])
 	leaves := h.sorted[:different]
-	top := different - large
-	for s := range h.last + 1 {
-		c := h.counts[s]
-		switch {
-		case c == 0:
-		case c < small:
-			leaves[start[c]] = uint32(c)<<8 | uint32(s)
-			start[c]++
-		default:
-			v := uint32(c)<<8 | uint32(s)
-			i := top
-			for ; i > different-large && leaves[i-1] > v; i-- {
-				leaves[i] = leaves[i-1]
-			}
-			leaves[i] = v
-			top++
+	for _, l := range present {
+		at := &start[min(l>>8, small)]
+		leaves[*at] = l
+		*at++
+	}
+	for top := large + 1; top < different; top++ {
+		v, i := leaves[top], top
+		for ; i > large && leaves[i-1] > v; i-- {
+			leaves[i] = leaves[i-1]
 		}
+		leaves[i] = v
 	}
 	return leaves
 }
 
 // tree joins the two rarest nodes until one is left, and takes the depths of the leaves.
 func (h *huffman) tree(leaves []uint32) {
+	const none = 1 << 31
 	n := len(leaves)
-	leaf, inner := 0, 0
-	for made := range n - 1 {
+	sorted, nodes, parents := &h.sorted, &h.nodes, &h.parents
+	sorted[n] = none
+	leaf, inner := uint(0), uint(0)
+	nodes[0] = none
+	for made := range uint(n - 1) {
 		sum := uint32(0)
 		for range 2 {
-			if leaf < n && (inner == made || leaves[leaf]>>8 <= h.nodes[inner]) {
-				sum += leaves[leaf] >> 8
-				h.parents[leaf] = uint16(made)
-				leaf++
-			} else {
-				sum += h.nodes[inner]
-				h.parents[256+inner] = uint16(made)
-				inner++
+			// Of the rarest leaf and the rarest node the rarer one, the leaf if they are alike.
+			a, b := sorted[leaf&511]>>8, nodes[inner&0xff]>>8
+			isLeaf := uint(1)
+			if a > b {
+				isLeaf = 0
 			}
+			sum += min(a, b)
+			at := 256 + inner
+			if a <= b {
+				at = leaf
+			}
+			parents[at&511] = uint16(made)
+			leaf += isLeaf
+			inner += 1 - isLeaf
 		}
-		h.nodes[made] = sum
+		nodes[made&0xff] = sum << 8
+		nodes[(made+1)&0xff] = none
 	}
 	root := n - 2
-	h.nodes[root] = 0 // from here on: depths
+	nodes[root] = 0 // from here on: depths
 	for i := root - 1; i >= 0; i-- {
-		h.nodes[i] = h.nodes[h.parents[256+i]] + 1
+		nodes[i] = nodes[parents[256+i]&0xff] + 1
 	}
 	for i, l := range leaves {
-		h.lens[l&0xff] = uint8(min(h.nodes[h.parents[i]]+1, maxCodeBits))
+		h.lens[l&0xff] = uint8(min(nodes[parents[i]&0xff]+1, maxCodeBits))
 	}
 }
 
@@ -181,19 +200,20 @@ func (h *huffman) limit(leaves []uint32) {
 }
 
 // appendTree writes the code's lengths. ok is false if they cannot be written.
-func (h *huffman) appendTree(b []byte) (_ []byte, ok bool) {
+func (h *huffman) appendTree(b []byte, different int) (_ []byte, ok bool) {
 	// Weights of all symbols but the last, which follows from the others.
 	var w [256]uint8
-	var counts [maxCodeBits + 2]uint16
+	var counts [16]uint16
 	n := h.last
-	highest := 0
-	for s := range n {
-		if h.counts[s] > 0 {
-			v := uint8(h.bits) + 1 - h.lens[s]
-			w[s] = v
-			highest = max(highest, int(v))
-		}
-		counts[w[s]&15]++
+	for _, l := range h.present[:different-1] {
+		v := uint8(h.bits) + 1 - h.lens[l&0xff]
+		w[l&0xff] = v
+		counts[v&15]++
+	}
+	counts[0] = uint16(n - (different - 1))
+	highest := maxCodeBits
+	for counts[highest&15] == 0 {
+		highest--
 	}
 	if packed, ok := h.appendWeights(b, w[:n], counts[:highest+1]); ok && (n > directWeights || len(packed)-len(b) <= 1+(n+1)/2) {
 		return packed, true
@@ -226,26 +246,22 @@ func (h *huffman) appendWeights(b []byte, w []uint8, counts []uint16) ([]byte, b
 	start := len(b)
 	b = appendDistribution(append(b, 0), norm[:], log)
 
+	// Two states take turns, that of the even places and that of the odd ones, from the end on.
 	bw := bitWriter{b: b[:cap(b)], pos: len(b)}
-	i := len(w)
-	var even, odd uint32 // states of the weights at even and odd places
 	t := &h.weights
-	i--
-	if i&1 == 0 {
-		even = t.first(w[i])
-		i--
-		odd = t.first(w[i])
+	i := len(w)
+	var even, odd uint32
+	if i&1 != 0 {
+		i -= 3
+		even, odd = t.first(w[i+2]), t.first(w[i+1])
+		even = t.encode(&bw, even, w[i])
 	} else {
-		odd = t.first(w[i])
-		i--
-		even = t.first(w[i])
+		i -= 2
+		odd, even = t.first(w[i+1]), t.first(w[i])
 	}
-	for i--; i >= 0; i-- {
-		if i&1 == 0 {
-			even = t.encode(&bw, even, w[i])
-		} else {
-			odd = t.encode(&bw, odd, w[i])
-		}
+	for ; i >= 2; i -= 2 {
+		odd = t.encode(&bw, odd, w[i-1])
+		even = t.encode(&bw, even, w[i-2])
 		bw.flush()
 	}
 	t.flush(&bw, odd)

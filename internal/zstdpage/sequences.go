@@ -5,13 +5,11 @@ package zstdpage
 import "math/bits"
 
 // sequence is a run of literals and the match that follows it, sections 3.1.1.3.2 and 3.1.1.5 of RFC 8878.
-type sequence struct {
-	literals uint16
-	match    uint16 // length less 3
-	offset   uint16 // offset plus 3, or which of the repeated ones
-
-	literalsCode, matchCode, offsetCode uint8
-}
+//
+// From parse: in bits 0-15 the literals, in 16-31 the length of the match less 3, in 32-47 the offset plus 3,
+// or which of the repeated ones. From count: in bits 0-7, 8-15 and 16-23 the codes of literals, match and
+// offset, in 24-31 the number of their extra bits.
+type sequence uint64
 
 const (
 	literalCodes = 36
@@ -26,9 +24,9 @@ var (
 	literalExtra = [64]uint8{16: 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 	matchExtra   = [64]uint8{32: 1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
-	// The codes of all lengths.
-	literalCode [4096]uint8
-	matchCode   [4096]uint8
+	// What lengths are encoded as: in bits 0-7 the code, in 8-15 the number of extra bits, then these.
+	literalLength [PageSize]uint32
+	matchLength   [PageSize]uint32
 )
 
 // The distributions that a frame can name instead of spelling them out.
@@ -43,27 +41,28 @@ var (
 type alphabet struct {
 	preset    fseTable
 	presetLog uint
-	cost      [maxSymbols]uint16 // of a symbol with the preset table, in 1/256 bit
+	cost      [64]uint16 // of a symbol with the preset table, in 1/256 bit
 }
 
 var literalAlphabet, matchAlphabet, offsetAlphabet alphabet
 
 // log2 of small numbers, in 1/256.
-var log2 [4097]uint16
+var log2 [2 * PageSize]uint16
 
 func init() {
-	lengthCodes := func(codes []uint8, extra []uint8) {
+	encode := func(lengths []uint32, extra []uint8) {
 		code, end := -1, 0 // of the lengths that code stands for
-		for n := range codes {
+		for n := range lengths {
 			if n == end {
 				code++
 				end += 1 << extra[code]
 			}
-			codes[n] = uint8(code)
+			k := uint32(extra[code])
+			lengths[n] = uint32(code) | k<<8 | uint32(n)&(1<<k-1)<<16
 		}
 	}
-	lengthCodes(literalCode[:], literalExtra[:])
-	lengthCodes(matchCode[:], matchExtra[:])
+	encode(literalLength[:], literalExtra[:])
+	encode(matchLength[:], matchExtra[:])
 	for n := 2; n < len(log2); n++ {
 		// Eight times squaring gives eight bits behind the point.
 		whole := bits.Len(uint(n)) - 1
@@ -85,7 +84,7 @@ func init() {
 
 func (a *alphabet) init(norm []int8, log uint) {
 	a.presetLog = log
-	a.preset.build(norm, log)
+	a.preset.buildPreset(norm, log)
 	for s, n := range norm {
 		if n < 0 {
 			n = 1
@@ -106,12 +105,13 @@ func (a *alphabet) choose(own *fseTable, counts []uint16, total int, b []byte) (
 	var preset, best uint32
 	last, kinds := 0, 0
 	all := uint32(log2[total])
-	for s, c := range counts {
+	for s, n := range counts {
+		c := uint32(n)
+		preset += c * uint32(a.cost[s&63])
+		best += c * (all - uint32(log2[c&(2*PageSize-1)]))
+		kinds += int((c + 0xffff) >> 16) // 1 if it is there
 		if c > 0 {
 			last = s
-			kinds++
-			preset += uint32(c) * uint32(a.cost[s])
-			best += uint32(c) * (all - uint32(log2[c]))
 		}
 	}
 	if kinds == 1 {
