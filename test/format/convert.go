@@ -16,7 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
+	"livedump.io/internal/target"
 )
 
 // image is a guest's memory as QEMU dumped it: an ELF core whose program headers
@@ -124,22 +126,39 @@ func (m *image) page(pfn uint64, b []byte) error {
 	return fmt.Errorf("no page frame %#x", pfn)
 }
 
-// convert writes the image as a kdump-compressed dump, as an agent would: batches of pages in no
-// order, from several goroutines. The lost pages have no content.
-func (m *image) convert(ctx context.Context, path string, codec kdump.Codec, lose []uint64) (kdump.Summary, error) {
-	f, err := os.Create(path)
+// form is how a dump is written.
+type form struct {
+	name   string
+	format format.Format
+	codec  kdump.Codec
+}
+
+// write writes the image as a dump, as an agent would: batches of pages in no order, from several goroutines. The
+// lost pages have no content.
+func (m *image) write(ctx context.Context, path string, f form, lose []uint64) (s kdump.Summary, err error) {
+	room, err := f.format.MaxRoom(m.meta.MaxPFN, m.meta.Pages, len(m.meta.Notes))
 	if err != nil {
-		return kdump.Summary{}, err
+		return s, err
 	}
-	defer f.Close()
-	room, err := kdump.MaxSize(m.meta.MaxPFN, m.meta.Pages, len(m.meta.Notes))
+	out, err := target.CreateFile(path, target.FileOptions{Room: room + 1<<20})
 	if err != nil {
-		return kdump.Summary{}, err
+		return s, err
 	}
-	w, err := kdump.NewWriter(file{f, room + 1<<20}, m.meta, kdump.Options{Codec: codec})
+	defer func() { err = errors.Join(err, out.Close()) }()
+	w, err := format.NewWriter(out, f.format, m.meta, kdump.Options{Codec: f.codec})
 	if err != nil {
-		return kdump.Summary{}, err
+		return s, err
 	}
+	if err = m.give(w, lose); err == nil {
+		s, err = w.Finish(ctx)
+	}
+	if err != nil {
+		return s, errors.Join(err, w.Abort(err))
+	}
+	return s, nil
+}
+
+func (m *image) give(w format.Writer, lose []uint64) error {
 	lost := map[uint64]bool{}
 	for _, pfn := range lose {
 		lost[pfn] = true
@@ -177,21 +196,5 @@ func (m *image) convert(ctx context.Context, path string, codec kdump.Codec, los
 		})
 	}
 	readersDone.Wait()
-	err = errors.Join(errs...)
-	var s kdump.Summary
-	if err == nil {
-		s, err = w.Finish(ctx)
-	}
-	if err != nil {
-		return s, errors.Join(err, w.Abort(err))
-	}
-	return s, f.Truncate(int64(s.Bytes))
+	return errors.Join(errs...)
 }
-
-// file is an Output in a file.
-type file struct {
-	*os.File
-	room int64
-}
-
-func (f file) Size() int64 { return f.room }
