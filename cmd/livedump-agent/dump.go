@@ -184,7 +184,7 @@ func dump(args []string, out io.Writer) error {
 	if len(d.pauseAt) > 0 {
 		d.options.OnStep = pauseAt(d.pauseAt, os.Stdout, os.Stdin)
 	}
-	e := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy})
+	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy}))
 	report, dumpErr := e.Dump(ctx, d.options)
 
 	if !d.keepModule && report.Module.How != "" {

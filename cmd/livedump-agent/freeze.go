@@ -100,7 +100,7 @@ func freeze(args []string, out io.Writer) (err error) {
 		},
 		Log: f.log,
 	}
-	e := node.Engine(nil, blockdev.Need{}) // no target
+	e := node.Engine(nil) // no target
 	if _, err := e.LoadModule(); err != nil {
 		return err
 	}

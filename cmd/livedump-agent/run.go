@@ -221,7 +221,7 @@ func (r *runFlags) agent(c client.Client) (*agent.Agent, error) {
 				}
 				return host.FindVolume(r.kubeletDir, dump.Status.Target.HolderPodUID, dump.Status.Target.PersistentVolumeName)
 			}
-			return node.Engine(find, agent.Need(dump)).Dump(ctx, o)
+			return node.Engine(node.Device(find, agent.Need(dump))).Dump(ctx, o)
 		},
 		Unload: node.Loader.Unload,
 		SessionAlive: func() (bool, error) {

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/format"
 	"livedump.io/internal/session"
 	"livedump.io/node-agent/engine"
 )
@@ -102,7 +103,7 @@ func (m *machine) dump(ctx context.Context, _ *v1alpha1.LiveDump, o engine.Optio
 	m.dumps++
 	m.progress, m.options = o.Progress, o
 	m.mu.Unlock()
-	r := &engine.Report{Format: engine.Format, DumpLevel: uint32(o.Level), SHA256: "abc", SizeBytes: 4096, PagesDumped: 7,
+	r := &engine.Report{Format: format.Kdump.String(), DumpLevel: uint32(o.Level), SHA256: "abc", SizeBytes: 4096, PagesDumped: 7,
 		PagesToDump: 8, LostPages: 1, FreezeNS: 1500, Device: "/dev/vdb"}
 	r.Module.How, r.Module.Version = "loaded", "1"
 	m.began <- struct{}{}

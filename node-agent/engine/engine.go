@@ -13,23 +13,17 @@ import (
 	"time"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
+	"livedump.io/internal/target"
 )
-
-// Target is where a dump goes: a device that passed every check.
-type Target interface {
-	kdump.Output
-	// Describe identifies the device, for the report.
-	Describe() string
-	Close() error
-}
 
 // Engine makes dumps. Its functions are the edges to the machine.
 type Engine struct {
 	// OpenTarget checks and claims the target. Nothing has been written when it returns.
-	OpenTarget func(context.Context) (Target, error)
+	OpenTarget func(context.Context) (target.Target, error)
 	// LoadModule makes sure that the module is loaded.
 	LoadModule func() (module.Outcome, error)
 	// OpenSession opens a session of the loaded module.
@@ -52,7 +46,9 @@ type Options struct {
 	Level        session.DumpLevel
 	Mode         session.Mode
 	ReserveBytes uint64
-	Codec        kdump.Codec
+	// Format of the dump; Natural is what suits the target.
+	Format format.Format
+	Codec  kdump.Codec
 	// CodecLevel is one of Codec.Levels; 0 is the fastest.
 	CodecLevel int
 	// Readers is how many goroutines fetch pages and compress them; 0 is one for each CPU that Go uses.
@@ -116,7 +112,7 @@ const batchPages = 256
 // any, is also in the report; Reason gives its reason.
 func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
 	r := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
-	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(), Format: Format,
+	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(),
 		Compression: o.Codec.String(), DumpLevel: uint32(o.Level)}
 	complaints := func() []string { return nil }
 	if e.KernelLog != nil {
@@ -146,9 +142,10 @@ type dump struct {
 	log     *slog.Logger
 	report  *Report
 
-	target  Target
+	target  target.Target
+	format  format.Format
 	session session.Session
-	writer  *kdump.Writer
+	writer  format.Writer
 	frozen  time.Time // zero if memory is not frozen
 	// thawing: the thaw goes on while the target is completed; it tells its end.
 	thawing chan error
@@ -179,6 +176,13 @@ func (d *dump) run(ctx context.Context) (err error) {
 		}
 	}()
 	d.report.Device = d.target.Describe()
+	if d.format, err = d.options.Format.For(d.target); err != nil {
+		return err
+	}
+	d.report.Format = d.format.String()
+	if d.format == format.ELF {
+		d.report.Compression = kdump.CodecNone.String()
+	}
 	d.log.Info("target claimed", "device", d.report.Device)
 
 	if err := d.begin(ctx, StepModule); err != nil {
@@ -249,7 +253,15 @@ func (d *dump) markFailed(reason error) error {
 	case d.writer != nil:
 		return d.abort(reason)
 	case d.touched:
-		return kdump.MarkFailed(d.target, d.options.UUID, reason)
+		return errors.Join(d.mark(reason), d.target.Abort(reason))
+	}
+	return nil
+}
+
+// mark says on a target that can be written at any place that its dump failed. A stream says it by having no end.
+func (d *dump) mark(reason error) error {
+	if out, ok := d.target.(target.Random); ok {
+		return kdump.MarkFailed(out, d.options.UUID, reason)
 	}
 	return nil
 }
@@ -380,8 +392,8 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 	if err != nil {
 		return buffers, f, n, fmt.Errorf("size of the dump: %w", err)
 	}
-	if room := d.target.Size(); room < least {
-		return buffers, f, n, &kdump.TargetTooSmallError{Needed: least, Available: room}
+	if out, ok := d.target.(target.Random); ok && out.Size() < least {
+		return buffers, f, n, &kdump.TargetTooSmallError{Needed: least, Available: out.Size()}
 	}
 
 	if err := d.begin(ctx, StepFreeze); err != nil {
@@ -390,7 +402,7 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 	// From here on an earlier dump on the target is gone. Marked before the freeze, because a process that is killed
 	// while memory is frozen must not leave a dump that looks like the one it was making.
 	d.touched = true
-	if err := kdump.MarkFailed(d.target, d.options.UUID, errInterrupted); err != nil {
+	if err := d.mark(errInterrupted); err != nil {
 		return buffers, f, n, err
 	}
 	d.frozen = d.engine.Now()
@@ -412,7 +424,7 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 		return err
 	}
 	d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
-	w, err := kdump.NewWriter(d.target, d.meta(f, n), kdump.Options{
+	w, err := format.NewWriter(d.target, d.format, d.meta(f, n), kdump.Options{
 		Codec: d.options.Codec, Level: d.options.CodecLevel, Workers: len(buffers), Bandwidth: d.options.Bandwidth})
 	if err != nil {
 		return err
@@ -445,7 +457,7 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 }
 
 // read is the loop of one reader.
-func (d *dump) read(ctx context.Context, w *kdump.Writer, b *session.Buffer) error {
+func (d *dump) read(ctx context.Context, w format.Writer, b *session.Buffer) error {
 	refs := make([]kdump.PageRef, 0, len(b.Pages))
 	for {
 		if ctx.Err() != nil {

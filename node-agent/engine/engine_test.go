@@ -29,6 +29,7 @@ import (
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
 	"livedump.io/internal/session/sessiontest"
+	"livedump.io/internal/target"
 )
 
 const testVMCoreInfo = "OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=16777216\nKERNELOFFSET=1f000000\n"
@@ -94,7 +95,15 @@ func newFile(t *testing.T, size int64) *file {
 
 func (f *file) Size() int64      { return f.size }
 func (f *file) Describe() string { return "test file" }
-func (f *file) Close() error     { f.mu.Lock(); defer f.mu.Unlock(); f.closed = true; return nil }
+
+func (f *file) Abilities() target.Abilities { return target.Abilities{RandomAccess: true} }
+
+func (f *file) Commit(_ context.Context, size int64) (target.Receipt, error) {
+	return target.Receipt{Bytes: size}, nil
+}
+
+func (f *file) Abort(error) error { return nil }
+func (f *file) Close() error      { f.mu.Lock(); defer f.mu.Unlock(); f.closed = true; return nil }
 
 func (f *file) Sync() error {
 	f.mu.Lock()
@@ -131,9 +140,9 @@ func record(t *testing.T, r io.ReaderAt) (kdump.Record, bool) {
 	return rec, found
 }
 
-func testEngine(target Target, m *sessiontest.Memory) *Engine {
+func testEngine(to target.Target, m *sessiontest.Memory) *Engine {
 	return &Engine{
-		OpenTarget: func(context.Context) (Target, error) { return target, nil },
+		OpenTarget: func(context.Context) (target.Target, error) { return to, nil },
 		LoadModule: func() (module.Outcome, error) {
 			return module.Outcome{How: module.OutcomeLoaded, File: "livedump.ko"}, nil
 		},
@@ -249,7 +258,7 @@ func TestDumpToDevice(t *testing.T) {
 	path, backing := blockdevtest.Loop(t, 64<<20)
 	m := testMemory(8000)
 	node := Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
-	e := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.Never})
+	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.Never}))
 	fake := testEngine(nil, m)
 	e.LoadModule, e.OpenSession, e.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
 
@@ -291,7 +300,7 @@ func TestDumpToDevice(t *testing.T) {
 		t.Errorf("%d sessions: a refused target must be found before memory is frozen", m.Sessions())
 	}
 	// ... but with the other policy.
-	e2 := node.Engine(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: blockdev.IfEmptyOrLiveDump})
+	e2 := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: blockdev.IfEmptyOrLiveDump}))
 	e2.LoadModule, e2.OpenSession, e2.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
 	if _, err := e2.Dump(context.Background(), testOptions()); err != nil {
 		t.Errorf("over a dump, policy IfEmptyOrLiveDump: %v", err)
@@ -310,7 +319,7 @@ func TestFailures(t *testing.T) {
 		touched bool // the target was
 	}{
 		{name: "target refused", reason: v1alpha1.ReasonTargetInUse, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
-			e.OpenTarget = func(context.Context) (Target, error) { return nil, fmt.Errorf("vdb: %w", blockdev.ErrMounted) }
+			e.OpenTarget = func(context.Context) (target.Target, error) { return nil, fmt.Errorf("vdb: %w", blockdev.ErrMounted) }
 		}},
 		{name: "no module", reason: v1alpha1.ReasonModuleNotFound, arrange: func(_ *sessiontest.Memory, _ *file, e *Engine) {
 			e.LoadModule = func() (module.Outcome, error) { return module.Outcome{}, module.ErrNotFound }
@@ -559,7 +568,7 @@ func TestKernelLog(t *testing.T) {
 	if Reason(err) != v1alpha1.ReasonUnsupportedKernel || !strings.Contains(r.Error, "Xen PV") {
 		t.Errorf("got %v", err)
 	}
-	e.OpenTarget = func(context.Context) (Target, error) { return nil, blockdev.ErrSwap }
+	e.OpenTarget = func(context.Context) (target.Target, error) { return nil, blockdev.ErrSwap }
 	if _, err := e.Dump(context.Background(), testOptions()); strings.Contains(err.Error(), "Xen PV") {
 		t.Errorf("got %v", err)
 	}

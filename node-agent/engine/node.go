@@ -13,6 +13,7 @@ import (
 	"livedump.io/internal/kmsg"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
+	"livedump.io/internal/target"
 )
 
 // Node is the machine that the process runs on.
@@ -22,20 +23,25 @@ type Node struct {
 	Log    *slog.Logger
 }
 
-// Engine makes dumps of this node to a device that find names when the dump begins.
-func (n Node) Engine(find func() (blockdev.ID, error), need blockdev.Need) *Engine {
+// Device opens a block device that find names when the dump begins.
+func (n Node) Device(find func() (blockdev.ID, error), need blockdev.Need) func(context.Context) (target.Target, error) {
+	return func(ctx context.Context) (target.Target, error) {
+		id, err := find()
+		if err != nil {
+			return nil, err
+		}
+		d, err := blockdev.Open(ctx, n.Host, id, need)
+		if err != nil {
+			return nil, err
+		}
+		return target.NewDevice(d), nil
+	}
+}
+
+// Engine makes dumps of this node to what open opens when the dump begins.
+func (n Node) Engine(open func(context.Context) (target.Target, error)) *Engine {
 	return &Engine{
-		OpenTarget: func(ctx context.Context) (Target, error) {
-			id, err := find()
-			if err != nil {
-				return nil, err
-			}
-			d, err := blockdev.Open(ctx, n.Host, id, need)
-			if err != nil {
-				return nil, err
-			}
-			return device{d}, nil
-		},
+		OpenTarget: open,
 		LoadModule: n.Loader.Ensure,
 		OpenSession: func(ctx context.Context) (session.Session, error) {
 			node := module.Node{Sys: n.Host.Sys, Dev: filepath.Join(n.Host.Root, "dev")}
@@ -51,11 +57,6 @@ func (n Node) Engine(find func() (blockdev.ID, error), need blockdev.Need) *Engi
 		Log:       n.Log,
 	}
 }
-
-// device is a block device as the target of a dump.
-type device struct{ *blockdev.Device }
-
-func (d device) Describe() string { return d.Identity().String() }
 
 // kernelLog listens to what the kernel says of the module.
 func (n Node) kernelLog() func() []string {

@@ -10,9 +10,6 @@ import (
 	"livedump.io/internal/session"
 )
 
-// Format of every dump.
-const Format = "kdump-compressed v6"
-
 // Report is what was measured of one dump. Times with _ns are in nanoseconds; the module's numbers have the names that
 // they have in struct livedump_stats, but for freeze_ns, which is its stop_ns: the longest time that any CPU was held.
 type Report struct {

@@ -30,10 +30,12 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
 	"livedump.io/internal/session/sessiontest"
+	dumptarget "livedump.io/internal/target"
 	nodeagent "livedump.io/node-agent/agent"
 	"livedump.io/node-agent/engine"
 )
@@ -52,6 +54,14 @@ type fileTarget struct{ *os.File }
 
 func (fileTarget) Size() int64      { return 64 << 20 }
 func (fileTarget) Describe() string { return "/dev/test (a file)" }
+
+func (fileTarget) Abilities() dumptarget.Abilities { return dumptarget.Abilities{RandomAccess: true} }
+
+func (fileTarget) Commit(_ context.Context, size int64) (dumptarget.Receipt, error) {
+	return dumptarget.Receipt{Bytes: size}, nil
+}
+
+func (fileTarget) Abort(error) error { return nil }
 
 // unplugged stops reaching the API server with its process.
 type unplugged struct {
@@ -91,7 +101,7 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 		NodeName: w.node, BootID: "boot-1",
 		Dump: func(dumpCtx context.Context, _ *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error) {
 			e := engine.Engine{
-				OpenTarget: func(context.Context) (engine.Target, error) {
+				OpenTarget: func(context.Context) (dumptarget.Target, error) {
 					f, err := os.OpenFile(target, os.O_CREATE|os.O_RDWR, 0o600)
 					return fileTarget{f}, err
 				},
@@ -175,7 +185,7 @@ func TestAgentMakesDump(t *testing.T) {
 		t.Errorf("session %q of LiveDump %s, progress %+v", d.Status.Session, d.UID, d.Status.Progress)
 	}
 	r := d.Status.Result
-	if r == nil || r.PagesDumped != 1800 || r.PagesLost != 0 || len(r.SHA256) != 64 || r.Format != engine.Format || r.FreezeMicroseconds != 1500 || len(r.PagesByClass) != 10 {
+	if r == nil || r.PagesDumped != 1800 || r.PagesLost != 0 || len(r.SHA256) != 64 || r.Format != format.Kdump.String() || r.FreezeMicroseconds != 1500 || len(r.PagesByClass) != 10 {
 		t.Fatalf("result: %+v", r)
 	}
 	for _, c := range d.Status.Conditions {

@@ -114,4 +114,3 @@ func (r reader) runWith(binds []string, argv ...string) (string, error) {
 	}
 	return string(out), nil
 }
-
