@@ -33,6 +33,10 @@ type image struct {
 	digestOfRest [sha256.Size]byte // of all others
 }
 
+// firmware is where QEMU's ROM is, which the kernel does not count as memory. makedumpfile takes the end of
+// what the kernel counts for the end of the bitmaps.
+const firmware = 0xff000000
+
 func openImage(path, hostname string) (*image, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -51,6 +55,9 @@ func openImage(path, hostname string) (*image, error) {
 				return nil, err
 			}
 		case elf.PT_LOAD:
+			if p.Paddr >= firmware && p.Paddr < 4<<30 {
+				continue
+			}
 			m.segments = append(m.segments, p.ProgHeader)
 			r := kdump.PFNRange{Start: p.Paddr / kdump.PageSize, End: (p.Paddr + p.Filesz) / kdump.PageSize}
 			m.meta.RAM = append(m.meta.RAM, r)
@@ -131,6 +138,8 @@ type form struct {
 	name   string
 	format format.Format
 	codec  kdump.Codec
+	// both releases of crash and drgn judge it, and makedumpfile does.
+	both, makedumpfile bool
 }
 
 // write writes the image as a dump, as an agent would: batches of pages in no order, from several goroutines. The

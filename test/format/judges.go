@@ -27,13 +27,14 @@ type judgement struct {
 	newer, older reader
 }
 
+// Debian's makedumpfile is built without snappy.
 var forms = []form{
-	{"zstd.kdump", format.Kdump, kdump.CodecZstd},
-	{"zlib.kdump", format.Kdump, kdump.CodecZlib},
-	{"snappy.kdump", format.Kdump, kdump.CodecSnappy},
-	{"none.kdump", format.Kdump, kdump.CodecNone},
-	{"zstd.flat", format.Flattened, kdump.CodecZstd},
-	{"vmcore.elf", format.ELF, kdump.CodecNone},
+	{name: "zstd.kdump", format: format.Kdump, codec: kdump.CodecZstd, both: true, makedumpfile: true},
+	{name: "zlib.kdump", format: format.Kdump, codec: kdump.CodecZlib, makedumpfile: true},
+	{name: "snappy.kdump", format: format.Kdump, codec: kdump.CodecSnappy},
+	{name: "none.kdump", format: format.Kdump, codec: kdump.CodecNone, makedumpfile: true},
+	{name: "zstd.flat", format: format.Flattened, codec: kdump.CodecZstd, both: true},
+	{name: "vmcore.elf", format: format.ELF, codec: kdump.CodecNone, both: true, makedumpfile: true},
 }
 
 // crash 8 (trixie) ends while it looks for the active tasks of Debian's 6.1 cloud kernel in QEMU's own dump: it takes
@@ -78,21 +79,25 @@ func (j *judgement) all(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		fmt.Printf("format: %-12s %d pages, %d bytes\n", f.name, s.Pages, s.Bytes)
-		judge(f.name, "crash "+j.newer.release+" says what it says of QEMU's dump", func() error { return j.compareCrash(j.newer, f.name, fullCrash, want) })
-		judge(f.name, "crash "+j.older.release+" reads what it reads of QEMU's dump", func() error { return j.compareCrash(j.older, f.name, minimalCrash, wantMinimal) })
-		for _, r := range []reader{j.newer, j.older} {
-			judge(f.name, "drgn "+r.release+" reads every page", func() error { return j.compareDrgn(r, f.name, j.image.digest, nil) })
+		// The codecs differ in nothing but the pages, so the tasks are looked at in one of them.
+		older := "crash " + j.older.release + " reads what it reads of QEMU's dump"
+		if f.both {
+			judge(f.name, "crash "+j.newer.release+" says what it says of QEMU's dump", func() error { return j.compareCrash(j.newer, f.name, fullCrash, want) })
+			judge(f.name, "drgn "+j.older.release+" reads every page", func() error { return j.compareDrgn(j.older, f.name, j.image.digest, nil) })
 		}
+		judge(f.name, older, func() error { return j.compareCrash(j.older, f.name, minimalCrash, wantMinimal) })
+		judge(f.name, "drgn "+j.newer.release+" reads every page", func() error { return j.compareDrgn(j.newer, f.name, j.image.digest, nil) })
 		if f.format == format.Flattened {
 			judge(f.name, "makedumpfile -R makes the plain dump that livedump makes", func() error { return j.rearrange(ctx, f.name) })
-			continue
 		}
-		judge(f.name, "makedumpfile finds the log", func() error { return j.dmesg(f.name) })
-		judge(f.name, "makedumpfile filters it again", func() error { return j.refilter(ctx, f.name) })
+		if f.makedumpfile {
+			judge(f.name, "makedumpfile finds the log", func() error { return j.dmesg(f.name) })
+			judge(f.name, "makedumpfile leaves out pages of zeros", func() error { return j.refilter(f.name) })
+		}
 	}
 	judges.Wait()
 	// Lost pages can be part of a stack, so crash has less to say; drgn must miss these pages and no others.
-	for _, f := range []form{{"lost.kdump", format.Kdump, kdump.CodecZstd}, {"lost.elf", format.ELF, kdump.CodecNone}} {
+	for _, f := range []form{{name: "lost.kdump", format: format.Kdump}, {name: "lost.elf", format: format.ELF}} {
 		if _, err := j.image.write(ctx, filepath.Join(j.dir, f.name), f, j.image.lost); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -203,7 +208,7 @@ func (j *judgement) dmesg(name string) error {
 }
 
 // refilter has makedumpfile leave out zero pages, and compares what is left with the image.
-func (j *judgement) refilter(ctx context.Context, name string) error {
+func (j *judgement) refilter(name string) error {
 	dir, err := j.makedumpfile(name, `makedumpfile -c -d 1 "$1" filtered`)
 	if err != nil {
 		return err

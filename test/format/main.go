@@ -31,17 +31,18 @@ const hostname = "format-guest"
 func main() {
 	series := flag.String("kernel", "6.1", "kernel `series`")
 	mem := flag.Int("mem", 256, "memory of the guest in `MiB`")
+	core := flag.String("core", "", "judge with this `file`, QEMU's dump that an earlier run kept, instead of a new guest's")
 	keep := flag.String("keep", "", "keep all files in this `directory`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	if err := run(ctx, *series, *mem, *keep); err != nil {
+	if err := run(ctx, *series, *mem, *keep, *core); err != nil {
 		fmt.Fprintln(os.Stderr, "format:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, series string, mem int, keep string) (err error) {
+func run(ctx context.Context, series string, mem int, keep, given string) (err error) {
 	dir, err := os.MkdirTemp("", "livedump-format.")
 	if err != nil {
 		return err
@@ -61,8 +62,13 @@ func run(ctx context.Context, series string, mem int, keep string) (err error) {
 		return err
 	}
 	core := filepath.Join(dir, "core.elf")
-	fmt.Println("format: booting a guest and having QEMU dump its memory")
-	if err := dumpGuest(ctx, kernel, mem, core); err != nil {
+	if given != "" {
+		err = os.Link(given, core)
+	} else {
+		fmt.Println("format: booting a guest and having QEMU dump its memory")
+		err = dumpGuest(ctx, kernel, mem, core)
+	}
+	if err != nil {
 		return err
 	}
 	m, err := openImage(core, hostname)
