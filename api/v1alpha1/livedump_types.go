@@ -72,6 +72,20 @@ type PersistentVolumeClaimTarget struct {
 	ClaimName string `json:"claimName,omitempty"`
 }
 
+// Encryption says who can read the dump.
+type Encryption struct {
+	// recipients are public keys of age (age-keygen): age1..., or age1pq1... for post-quantum ones. Whoever has one of the private keys can
+	// decrypt the dump. The private keys never get near the cluster.
+	// +required
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=62
+	// +kubebuilder:validation:items:MaxLength=2048
+	// +kubebuilder:validation:items:Pattern=`^age1[02-9ac-hj-np-z]{58}$|^age1pq1[02-9ac-hj-np-z]+$`
+	Recipients []string `json:"recipients,omitempty"`
+}
+
 // Target is where the dump goes. Exactly one member is set.
 // +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim)",message="exactly one target must be set: persistentVolumeClaim"
 type Target struct {
@@ -100,6 +114,7 @@ type Reserve struct {
 // LiveDumpSpec is what the user asks for. It cannot be changed, but for desiredState from Run to Cancel.
 // +kubebuilder:validation:XValidation:rule="has(self.reserve) == has(oldSelf.reserve) && (!has(self.reserve) || self.reserve == oldSelf.reserve)",fieldPath=".reserve",message="reserve is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.ttlSecondsAfterFinished) == has(oldSelf.ttlSecondsAfterFinished) && (!has(self.ttlSecondsAfterFinished) || self.ttlSecondsAfterFinished == oldSelf.ttlSecondsAfterFinished)",fieldPath=".ttlSecondsAfterFinished",message="ttlSecondsAfterFinished is immutable: create another LiveDump"
+// +kubebuilder:validation:XValidation:rule="has(self.encryption) == has(oldSelf.encryption) && (!has(self.encryption) || self.encryption == oldSelf.encryption)",fieldPath=".encryption",message="encryption is immutable: create another LiveDump"
 type LiveDumpSpec struct {
 	// nodeName is the node whose memory is dumped.
 	// +required
@@ -131,6 +146,10 @@ type LiveDumpSpec struct {
 	// +kubebuilder:default=Zstd
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="compression is immutable: create another LiveDump"
 	Compression Compression `json:"compression,omitempty"`
+
+	// encryption of the dump. Unset: it lies on the target in clear.
+	// +optional
+	Encryption *Encryption `json:"encryption,omitempty"`
 
 	// reserve limits the memory used for copies.
 	// +optional
@@ -274,6 +293,10 @@ type Result struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	Format string `json:"format,omitempty"`
+	// encryption is age, or empty for a dump in clear.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Encryption string `json:"encryption,omitempty"`
 	// sizeBytes on the target, from its first byte on.
 	// +optional
 	SizeBytes int64 `json:"sizeBytes,omitempty"`

@@ -22,6 +22,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
@@ -78,6 +79,12 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 			}
 			return nil
 		})
+	var recipients []string
+	flags.Func("recipient", "encrypt the dump for this public `key` of age-keygen (age1...); may be given several times",
+		func(key string) error {
+			recipients = append(recipients, key)
+			return nil
+		})
 	logLevel := flags.String("log-level", "info", "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -94,6 +101,9 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	var err error
 	if d.options.Codec, err = kdump.ParseCodec(*compression); err != nil {
 		return nil, usageError{err}
+	}
+	if d.options.Recipients, err = agefile.ParseRecipients(recipients); err != nil {
+		return nil, usageError{fmt.Errorf("--recipient: %w", err)}
 	}
 	fastest, smallest := d.options.Codec.Levels()
 	if l := d.options.CodecLevel; l != 0 && (l < fastest || l > smallest) {

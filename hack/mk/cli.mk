@@ -4,7 +4,7 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .PHONY: build-cli fuzz
-build-cli: ## Build bin/livedump (inspect, verify, convert, dmesg)
+build-cli: ## Build bin/livedump (inspect, verify, convert, decrypt, dmesg)
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/livedump ./cmd/livedump
 
 # How long each fuzz target runs.
@@ -13,6 +13,7 @@ fuzz: ## Feed the readers of dumps and logs and the compressor with garbage, eac
 	@go test ./internal/zstdpage -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	@go test ./internal/printk -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	@go test ./internal/agefile -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 # The readers of KERNEL's dumps on memory that QEMU dumped, without the module.
 .PHONY: test-format

@@ -175,7 +175,11 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 	options, err := optionsOf(dump, until, now)
 	if err != nil {
 		p.set(now, dump.Generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionFalse, v1alpha1.ReasonNotReached, err.Error())
-		p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, v1alpha1.ReasonInternalError, err.Error())
+		reason := v1alpha1.ReasonInternalError
+		if errors.Is(err, errSpec) {
+			reason = v1alpha1.ReasonTargetInvalid
+		}
+		p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, reason, err.Error())
 		return a.write(ctx, p)
 	}
 	a.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -638,6 +639,18 @@ func TestUnloadIdle(t *testing.T) {
 	}
 	if _, unloads := b.node.count(); unloads != 1 {
 		t.Errorf("%d unloads", unloads)
+	}
+}
+
+// A key that passes the API's pattern may still be none. That has to be known before memory is frozen.
+func TestRecipientsThatAreNone(t *testing.T) {
+	d := newDump("d")
+	d.Spec.Encryption = &v1alpha1.Encryption{Recipients: []string{"age1" + strings.Repeat("q", 58)}}
+	b := newBench(t, d)
+	b.reconcile("d")
+	b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonTargetInvalid)
+	if dumps, _ := b.node.count(); dumps != 0 {
+		t.Errorf("%d dumps", dumps)
 	}
 }
 

@@ -4,17 +4,22 @@ package agent
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/session"
 	"livedump.io/node-agent/engine"
 )
+
+// errSpec: the spec asks for what cannot be.
+var errSpec = errors.New("the spec cannot be carried out")
 
 // optionsOf turns a spec into what the engine wants. The API has checked the values; an unknown one means that the
 // agent is older than the API and must not guess.
@@ -47,6 +52,15 @@ func optionsOf(dump *v1alpha1.LiveDump, until, now time.Time) (engine.Options, e
 		o.Codec = kdump.CodecNone
 	default:
 		return o, fmt.Errorf("this agent does not know compression %q", dump.Spec.Compression)
+	}
+	if e := dump.Spec.Encryption; e != nil {
+		var err error
+		if o.Recipients, err = agefile.ParseRecipients(e.Recipients); err != nil {
+			return o, fmt.Errorf("%w: spec.encryption.recipients: %w", errSpec, err)
+		}
+		if len(o.Recipients) == 0 {
+			return o, fmt.Errorf("%w: spec.encryption has no recipients", errSpec)
+		}
 	}
 	if dump.Spec.Reserve != nil && dump.Spec.Reserve.LimitBytes > 0 {
 		o.ReserveBytes = uint64(dump.Spec.Reserve.LimitBytes)

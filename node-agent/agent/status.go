@@ -66,6 +66,9 @@ func (w APIStatus) Write(ctx context.Context, p Part) error {
 		result := applyv1alpha1.Result().WithFormat(r.Format).WithSizeBytes(r.SizeBytes).WithSHA256(r.SHA256).
 			WithFreezeMicroseconds(r.FreezeMicroseconds).WithPagesDumped(r.PagesDumped).WithPagesLost(r.PagesLost).
 			WithPagesUncovered(r.PagesUncovered).WithFaults(r.Faults).WithDevice(r.Device)
+		if r.Encryption != "" {
+			result.WithEncryption(r.Encryption)
+		}
 		if r.Reserve != nil {
 			result.WithReserve(applyv1alpha1.ReserveUse().WithPages(r.Reserve.Pages).WithUsedPages(r.Reserve.UsedPages))
 		}
@@ -114,6 +117,7 @@ func (p *Part) set(now time.Time, generation int64, conditionType string, status
 func resultOf(r *engine.Report) *v1alpha1.Result {
 	result := &v1alpha1.Result{
 		Format:             r.Format,
+		Encryption:         r.Encryption,
 		SizeBytes:          int64(r.SizeBytes),
 		SHA256:             r.SHA256,
 		FreezeMicroseconds: (r.FreezeNS + 999) / 1000,

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"filippo.io/age"
+
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
@@ -49,6 +51,8 @@ type Options struct {
 	// Format of the dump; Natural is what suits the target.
 	Format format.Format
 	Codec  kdump.Codec
+	// Recipients, if there are any, are who can decrypt the dump; nobody else can read it.
+	Recipients []age.Recipient
 	// CodecLevel is one of Codec.Levels; 0 is the fastest.
 	CodecLevel int
 	// Readers is how many goroutines fetch pages and compress them; 0 is one for each CPU that Go uses.
@@ -176,6 +180,13 @@ func (d *dump) run(ctx context.Context) (err error) {
 		}
 	}()
 	d.report.Device = d.target.Describe()
+	if len(d.options.Recipients) > 0 {
+		encrypted, err := target.Encrypt(d.target, d.options.Recipients, d.options.UUID)
+		if err != nil {
+			return err
+		}
+		d.target, d.report.Encryption = encrypted, "age"
+	}
 	if d.format, err = d.options.Format.For(d.target); err != nil {
 		return err
 	}

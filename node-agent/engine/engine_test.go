@@ -20,9 +20,11 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"golang.org/x/sys/unix"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/blockdev/blockdevtest"
 	"livedump.io/internal/kdump"
@@ -250,6 +252,75 @@ func TestDump(t *testing.T) {
 	}
 	if len(steps) < 7 || steps[0] != string(StepTarget) {
 		t.Errorf("steps: %v", steps)
+	}
+}
+
+// TestEncryptedDump: the target holds an age file, and the report is about that.
+func TestEncryptedDump(t *testing.T) {
+	path, backing := blockdevtest.Loop(t, 64<<20)
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := testMemory(8000)
+	node := Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
+	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.IfEmptyOrLiveDump}))
+	fake := testEngine(nil, m)
+	e.LoadModule, e.OpenSession, e.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
+	o := testOptions()
+	o.Recipients = []age.Recipient{id.Recipient()}
+	for range 2 { // the second one over the first
+		m = testMemory(8000)
+		e.OpenSession = testEngine(nil, m).OpenSession
+		r, err := e.Dump(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Sync()
+		b, err := os.ReadFile(backing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(b[:r.SizeBytes]); hex.EncodeToString(sum[:]) != r.SHA256 || r.Encryption != "age" {
+			t.Errorf("SHA-256 of the target %x, report: %s, %q", sum, r.SHA256, r.Encryption)
+		}
+		if bytes.Contains(b, []byte("OSRELEASE=")) || bytes.Contains(b, []byte("VMCOREINFO")) {
+			t.Error("the notes are on the target in clear")
+		}
+		f, err := agefile.Open(backing, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d, err := kdump.NewReader(f, f.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified, err := d.Verify(context.Background(), kdump.VerifyOptions{})
+		if err != nil || !verified.OK || d.Pages() != 7000 {
+			t.Errorf("%d pages, verify: %v %v", d.Pages(), err, verified.Problems)
+		}
+	}
+
+	// One that fails says so in clear, without anything of memory.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	o.OnStep = func(_ context.Context, s Step) {
+		if s == StepFinish {
+			cancel(ErrCanceled)
+		}
+	}
+	e.OpenSession = testEngine(nil, testMemory(8000)).OpenSession
+	if _, err := e.Dump(ctx, o); Reason(err) != v1alpha1.ReasonCanceled {
+		t.Errorf("canceled: %v", err)
+	}
+	unix.Sync()
+	f, err := os.Open(backing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if rec, found, err := kdump.ReadRecord(f); err != nil || !found || rec.State != kdump.StateFailed || rec.Session != o.UUID {
+		t.Errorf("record %+v, %v, %v", rec, found, err)
 	}
 }
 

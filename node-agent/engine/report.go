@@ -25,9 +25,11 @@ type Report struct {
 
 	Format      string `json:"format"`
 	Compression string `json:"compression"`
-	DumpLevel   uint32 `json:"dump_level"`
-	SizeBytes   uint64 `json:"size_bytes"`
-	SHA256      string `json:"sha256,omitempty"`
+	// Encryption is age, or nothing.
+	Encryption string `json:"encryption,omitempty"`
+	DumpLevel  uint32 `json:"dump_level"`
+	SizeBytes  uint64 `json:"size_bytes"`
+	SHA256     string `json:"sha256,omitempty"`
 
 	// Measured by the module.
 	FreezeNS       int64             `json:"freeze_ns"`

@@ -53,6 +53,9 @@ func TestBadSpecsAreRefused(t *testing.T) {
 		"timeout too long":      {`{"nodeName":"n",` + target + `,"timeoutSeconds":86401}`, "spec.timeoutSeconds in body should be less than or equal to 86400"},
 		"negative ttl":          {`{"nodeName":"n",` + target + `,"ttlSecondsAfterFinished":-1}`, "spec.ttlSecondsAfterFinished in body should be greater than or equal to 0"},
 		"negative reserve":      {`{"nodeName":"n",` + target + `,"reserve":{"limitBytes":-1}}`, "spec.reserve.limitBytes in body should be greater than or equal to 0"},
+		"no recipients":         {`{"nodeName":"n",` + target + `,"encryption":{"recipients":[]}}`, "spec.encryption.recipients in body should have at least 1 items"},
+		"nonsense recipient":    {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["` + strings.Repeat("x", 62) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
+		"private key":           {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["AGE-SECRET-KEY-1` + strings.Repeat("Q", 58) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
 		"misspelt field":        {`{"nodeName":"n",` + target + `,"compresion":"Zstd"}`, `unknown field "spec.compresion"`},
 	}
 	// As kubectl does.
@@ -102,6 +105,7 @@ func TestSpecIsImmutable(t *testing.T) {
 		"timeout":           {`{"timeoutSeconds":99}`, "timeoutSeconds" + again},
 		"ttl":               {`{"ttlSecondsAfterFinished":5}`, "ttlSecondsAfterFinished" + again},
 		"ttl removed":       {`{"ttlSecondsAfterFinished":null}`, "ttlSecondsAfterFinished" + again},
+		"encryption added":  {`{"encryption":{"recipients":["age1` + strings.Repeat("q", 58) + `"]}}`, "encryption" + again},
 		"policy":            {`{"overwritePolicy":"Never"}`, "overwritePolicy" + again},
 	}
 	patch := func(spec string) error {

@@ -20,6 +20,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 	// Group=livedump.io, Version=v1alpha1
 	case v1alpha1.SchemeGroupVersion.WithKind("Content"):
 		return &apiv1alpha1.ContentApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Encryption"):
+		return &apiv1alpha1.EncryptionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LiveDump"):
 		return &apiv1alpha1.LiveDumpApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LiveDumpSpec"):

@@ -192,6 +192,15 @@ var schemaYAML = typed.YAMLObject(`types:
   scalar: string
 - name: io.livedump.api.v1alpha1.DesiredState
   scalar: string
+- name: io.livedump.api.v1alpha1.Encryption
+  map:
+    fields:
+    - name: recipients
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
 - name: io.livedump.api.v1alpha1.LiveDump
   map:
     fields:
@@ -229,6 +238,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         namedType: io.livedump.api.v1alpha1.DesiredState
       default: Run
+    - name: encryption
+      type:
+        namedType: io.livedump.api.v1alpha1.Encryption
     - name: nodeName
       type:
         scalar: string
@@ -353,6 +365,9 @@ var schemaYAML = typed.YAMLObject(`types:
   map:
     fields:
     - name: device
+      type:
+        scalar: string
+    - name: encryption
       type:
         scalar: string
     - name: faults

@@ -23,6 +23,8 @@ type LiveDumpSpecApplyConfiguration struct {
 	Consistency *apiv1alpha1.Consistency `json:"consistency,omitempty"`
 	// compression of the pages.
 	Compression *apiv1alpha1.Compression `json:"compression,omitempty"`
+	// encryption of the dump. Unset: it lies on the target in clear.
+	Encryption *EncryptionApplyConfiguration `json:"encryption,omitempty"`
 	// reserve limits the memory used for copies.
 	Reserve *ReserveApplyConfiguration `json:"reserve,omitempty"`
 	// timeoutSeconds is the longest time from acceptance (status.startTime) to the end, in seconds.
@@ -80,6 +82,14 @@ func (b *LiveDumpSpecApplyConfiguration) WithConsistency(value apiv1alpha1.Consi
 // If called multiple times, the Compression field is set to the value of the last call.
 func (b *LiveDumpSpecApplyConfiguration) WithCompression(value apiv1alpha1.Compression) *LiveDumpSpecApplyConfiguration {
 	b.Compression = &value
+	return b
+}
+
+// WithEncryption sets the Encryption field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Encryption field is set to the value of the last call.
+func (b *LiveDumpSpecApplyConfiguration) WithEncryption(value *EncryptionApplyConfiguration) *LiveDumpSpecApplyConfiguration {
+	b.Encryption = value
 	return b
 }
 

@@ -15,6 +15,8 @@ import (
 type ResultApplyConfiguration struct {
 	// format of the dump: kdump-compressed v6.
 	Format *string `json:"format,omitempty"`
+	// encryption is age, or empty for a dump in clear.
+	Encryption *string `json:"encryption,omitempty"`
 	// sizeBytes on the target, from its first byte on.
 	SizeBytes *int64 `json:"sizeBytes,omitempty"`
 	// sha256 of these bytes, read back from the target, in hex.
@@ -53,6 +55,14 @@ func Result() *ResultApplyConfiguration {
 // If called multiple times, the Format field is set to the value of the last call.
 func (b *ResultApplyConfiguration) WithFormat(value string) *ResultApplyConfiguration {
 	b.Format = &value
+	return b
+}
+
+// WithEncryption sets the Encryption field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Encryption field is set to the value of the last call.
+func (b *ResultApplyConfiguration) WithEncryption(value string) *ResultApplyConfiguration {
+	b.Encryption = &value
 	return b
 }
 
