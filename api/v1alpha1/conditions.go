@@ -54,6 +54,8 @@ const (
 	ReasonModuleRejected      = "ModuleRejected"
 	ReasonLockedDown          = "LockedDown"
 	ReasonUnsupportedKernel   = "UnsupportedKernel"
+	ReasonNodeBusy            = "NodeBusy"     // another session, or suspend, hibernation or memory hotplug
+	ReasonNotPermitted        = "NotPermitted" // the agent lacks the right to use the module
 	ReasonStopFailed          = "StopFailed" // a CPU could not be held
 	ReasonOutOfMemory         = "OutOfMemory"
 	ReasonReserveExhausted    = "ReserveExhausted"
@@ -70,7 +72,7 @@ var FailureReasons = []string{
 	ReasonNamespaceNotAllowed, ReasonNodeNotFound, ReasonNodeNotReady, ReasonNodeRebooted, ReasonUnsupportedNode,
 	ReasonTargetNotFound, ReasonTargetWrongMode, ReasonTargetWrongNode, ReasonTargetTooSmall, ReasonTargetInUse,
 	ReasonTargetNotEmpty, ReasonTargetNotBound, ReasonTargetInvalid,
-	ReasonModuleNotFound, ReasonModuleRejected, ReasonLockedDown, ReasonUnsupportedKernel,
+	ReasonModuleNotFound, ReasonModuleRejected, ReasonLockedDown, ReasonUnsupportedKernel, ReasonNodeBusy, ReasonNotPermitted,
 	ReasonStopFailed, ReasonOutOfMemory, ReasonReserveExhausted, ReasonDeadlineExceeded, ReasonCanceled,
 	ReasonAgentLost, ReasonIOError, ReasonVerifyFailed, ReasonInternalError,
 }

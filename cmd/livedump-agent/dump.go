@@ -27,6 +27,7 @@ import (
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
+	"livedump.io/node-agent/agent"
 	"livedump.io/node-agent/engine"
 )
 
@@ -71,6 +72,9 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	flags.Int64Var(&d.options.Bandwidth, "bandwidth", 0, "limit for writing to the device, `bytes` per second (0: none)")
 	flags.DurationVar(&d.timeout, "timeout", 30*time.Minute, "longest `time` for the whole dump")
 	flags.DurationVar(&d.options.Deadline, "deadline", 0, "longest `time` that memory stays frozen, kept by the kernel (0: that of --timeout)")
+	flags.DurationVar(&d.options.Grace, "takeover-grace", 0, "how long memory stays frozen when this process ends in the middle, for the `time` until another goes on with --resume (at most 1h; 0: not at all)")
+	flags.BoolVar(&d.options.Resume, "resume", false, "go on with the dump of a process that has ended: with the same --session and --device")
+	dieAt := flags.String("die-at", "", "for tests: `file` with the name of a point at which the process kills itself")
 	flags.BoolVar(&d.options.KeepPages, "keep-pages", false, "let /dev/livedump-vmcore show the frozen memory until the thaw; takes a larger reserve")
 	flags.Func("pause-at", "for tests: `steps`, separated by commas, before each of which to print its name and wait for a line on standard input",
 		func(list string) error {
@@ -138,6 +142,18 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 		}
 		d.options.UUID = kdump.Session(parsed)
 	}
+	if d.options.Grace < 0 || d.options.Grace > time.Hour {
+		return nil, usageError{errors.New("--takeover-grace must be at most 1h and not negative")}
+	}
+	if d.options.Resume && *id == "" {
+		return nil, usageError{errors.New("--resume needs the --session that is to be gone on with")}
+	}
+	if d.options.Resume && d.options.Grace == 0 {
+		d.options.Grace = time.Minute
+	}
+	if *dieAt != "" {
+		d.options.OnStep = agent.DieAt(*dieAt)
+	}
 	if d.timeout <= 0 || d.options.Deadline < 0 {
 		return nil, usageError{errors.New("--timeout and --deadline must be positive")}
 	}
@@ -194,7 +210,7 @@ func dump(args []string, out io.Writer) error {
 	if len(d.pauseAt) > 0 {
 		d.options.OnStep = pauseAt(d.pauseAt, os.Stdout, os.Stdin)
 	}
-	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy}))
+	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy, Session: d.options.UUID}))
 	report, dumpErr := e.Dump(ctx, d.options)
 
 	if !d.keepModule && report.Module.How != "" {

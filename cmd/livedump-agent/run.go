@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -48,6 +49,9 @@ type runFlags struct {
 	dirs          module.Dirs
 	gracePeriod   time.Duration
 	healthAddress string
+	takeover      time.Duration
+	calibrate     time.Duration
+	dieAt         string
 	log           *slog.Logger
 }
 
@@ -66,7 +70,10 @@ func parseRun(args []string, out io.Writer) (*runFlags, error) {
 	flags.StringVar(&r.hostRoot, "host-root", blockdev.ContainerHost.Root, "`directory` that is the root of the node's file system")
 	flags.StringVar(&r.dirs.Image, "module-dir", module.DefaultDirs.Image, "`directory` with <release>/livedump.ko")
 	flags.StringVar(&r.dirs.Host, "host-module-dir", module.DefaultDirs.Host, "`directory` with <release>/{extra,updates}/livedump.ko")
-	flags.DurationVar(&r.gracePeriod, "grace-period", 60*time.Second, "`time` from SIGTERM to SIGKILL: a running dump gets all of it but the last "+reportTime.String())
+	flags.DurationVar(&r.gracePeriod, "grace-period", 60*time.Second, "`time` from SIGTERM to SIGKILL: a running dump goes on for all of it but the last "+reportTime.String()+", and is then left to the next agent")
+	flags.DurationVar(&r.takeover, "takeover-grace", 3*time.Minute, "how long memory stays frozen when this agent ends in the middle of a dump, for the `time` until the next one goes on with it (at most 1h; 0: not at all)")
+	flags.DurationVar(&r.calibrate, "calibrate", 0, "freeze memory for this `time` (at most 10s) before a dump, to see how large the reserve has to be; 0: take the module's default")
+	flags.StringVar(&r.dieAt, "die-at", "", "for tests: `file` with the name of a point at which the agent kills itself")
 	flags.StringVar(&r.healthAddress, "health-address", "", "`address` for /healthz and /readyz; use the loopback, for the agent is in the node's network (default: none)")
 	logLevel := flags.String("log-level", "info", "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
@@ -85,6 +92,9 @@ func parseRun(args []string, out io.Writer) (*runFlags, error) {
 		if problems := validation.IsDNS1123Label(ns); len(problems) > 0 {
 			return nil, usageError{fmt.Errorf("--namespaces: %q: %s", ns, strings.Join(problems, "; "))}
 		}
+	}
+	if r.takeover < 0 || r.takeover > time.Hour || r.calibrate < 0 || r.calibrate > 10*time.Second {
+		return nil, usageError{errors.New("--takeover-grace must be at most 1h, --calibrate at most 10s, and neither negative")}
 	}
 	if r.gracePeriod < 0 {
 		return nil, usageError{errors.New("--grace-period must not be negative")}
@@ -155,10 +165,6 @@ func run(args []string, out io.Writer) error {
 	if err := errors.Join(manager.AddHealthzCheck("ping", healthz.Ping), manager.AddReadyzCheck("cache", ready)); err != nil {
 		return fmt.Errorf("starting: %w", err)
 	}
-	// A module that a process before this one left loaded has no reason to be there.
-	if err := a.UnloadIdle(); err != nil {
-		r.log.Warn("unloading the module at the start", "error", err)
-	}
 	return r.serve(manager, a)
 }
 
@@ -204,7 +210,22 @@ func (r *runFlags) agent(c client.Client) (*agent.Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ID of this boot: %w", err)
 	}
+	var onPoint func(context.Context, engine.Step)
+	if r.dieAt != "" {
+		onPoint = agent.DieAt(r.dieAt)
+	}
 	return &agent.Agent{
+		Grace:     r.takeover,
+		Calibrate: r.calibrate,
+		OnPoint:   onPoint,
+		Session:   node.Session,
+		Abandon: func(ctx context.Context, id string) (bool, error) {
+			parsed, err := uuid.Parse(id)
+			if err != nil {
+				return false, fmt.Errorf("session %q: %w", id, err)
+			}
+			return node.Engine(nil).Abandon(ctx, parsed)
+		},
 		Reader:   c,
 		Status:   agent.APIStatus{Client: c},
 		NodeName: r.nodeName,

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/kdump"
 )
 
 // blockBytes is the unit of all I/O. It suits every device with sectors of up to a page.
@@ -22,6 +24,9 @@ type Need struct {
 	// Bytes that it must hold at least.
 	Bytes  int64
 	Policy Policy
+	// Session, if not zero, is the one whose dump goes there. What it has left there itself may be overwritten, whatever
+	// the policy: another process goes on with it.
+	Session kdump.Session
 }
 
 // Device is a block device that passed every check, claimed exclusively and opened for direct I/O.
@@ -88,8 +93,10 @@ func (d *Device) check(host Host, id ID, name string, need Need) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err := checkContent(c, need.Policy, name); err != nil {
-		return err
+	if !leftBy(c, need.Session) {
+		if err := checkContent(c, need.Policy, name); err != nil {
+			return err
+		}
 	}
 	d.identity, err = host.identify(id, name, size)
 	return err

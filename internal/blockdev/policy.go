@@ -41,6 +41,12 @@ func (p Policy) String() string {
 	return "Never"
 }
 
+// leftBy says whether a device carries what livedump itself has left there in a session.
+func leftBy(c content, session kdump.Session) bool {
+	record, own, err := kdump.ReadRecord(bytes.NewReader(c.head))
+	return err == nil && own && record.Session == session && session != kdump.Session{}
+}
+
 // checkContent refuses a device whose content the policy protects. What is not understood is protected.
 func checkContent(c content, policy Policy, name string) error {
 	record, own, err := kdump.ReadRecord(bytes.NewReader(c.head))

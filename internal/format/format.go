@@ -93,6 +93,35 @@ type Writer interface {
 	Progress() kdump.Progress
 }
 
+// Journaled is a Writer whose dump another process can go on with; see kdump.Writer for its methods. Whether it is one, its
+// Journaled says.
+type Journaled interface {
+	Writer
+	Journaled() bool
+	SaveState(state []byte) error
+	Seal(state []byte) error
+	Leave()
+}
+
+// Resumable says whether another process can go on with a dump to the target: a plain one on a device. A file that was not
+// committed is no place to find again, and the key of an encrypted dump dies with the process.
+func (f Format) Resumable(t target.Target) bool {
+	if _, ok := t.(kdump.Spiller); ok {
+		return false
+	}
+	_, random := t.(target.Random)
+	return f == Kdump && random && !t.Abilities().Sized
+}
+
+// Resume goes on with a dump from what another process has left on the target.
+func Resume(t target.Random, j *kdump.Journal, opts kdump.Options) (Writer, error) {
+	w, err := kdump.Resume(j, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &onRandom{Writer: w, t: t}, nil
+}
+
 // NewWriter begins a dump in a format that For has said the target takes.
 func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (Writer, error) {
 	f, err := f.For(t)

@@ -114,8 +114,7 @@ func (a *abiPrepare) result() Prepared {
 	}
 }
 
-// Takeover makes this file the owner of a frozen session whose owner has died, instead of Prepare and Freeze. Notes, Next
-// and Thaw then go on where the former owner was. ErrNoSession, ErrOtherSession, ErrOwnerAlive.
+// Takeover implements Session.
 func (d *Device) Takeover(uuid [16]byte) (Taken, error) {
 	a := &abiTakeover{UUID: uuid}
 	a.Size = uint32(unsafe.Sizeof(*a))
@@ -135,6 +134,7 @@ func (d *Device) Takeover(uuid [16]byte) (Taken, error) {
 		Prepared:      p.result(),
 		Frozen:        a.Freeze.result(),
 		PagesReported: a.PagesReported,
+		FrozenFor:     time.Duration(p.DeadlineMS-min(a.DeadlineMS, p.DeadlineMS)) * time.Millisecond,
 	}, nil
 }
 
@@ -232,8 +232,7 @@ func (d *Device) Next(data []byte, pages []Page) (int, error) {
 	return int(a.NrPages), nil
 }
 
-// Acknowledge says that pages which Next has handed out are where they outlive this process: they do not come again after
-// a Takeover. It needs Options.Acks. At most MaxBatch pages.
+// Acknowledge implements Session.
 func (d *Device) Acknowledge(pages []Page) error {
 	if len(pages) == 0 {
 		return nil

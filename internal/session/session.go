@@ -3,7 +3,8 @@
 // Package session is the Go side of /dev/livedump: one frozen image of the kernel's memory.
 //
 // A session goes Prepare, Freeze, Notes, Next until it returns 0, Thaw, Close. The kernel ends it, whatever
-// the step, when the file is closed or its owner dies; then all page tables are as they were.
+// the step, when the file is closed or its owner dies; then all page tables are as they were. With Options.Grace frozen
+// memory stays so for a while, for another process to take it over.
 package session
 
 import (
@@ -27,11 +28,17 @@ type Session interface {
 	// how many it filled; 0 without an error means that every page has been reported. len(data) must be at
 	// least len(pages)*PageSize. ErrReserveExhausted, ErrDeadlineExceeded.
 	Next(data []byte, pages []Page) (int, error)
+	// Acknowledge says that pages which Next has handed out are where they outlive this process: they do not come
+	// again after a Takeover. It needs Options.Acks. At most MaxBatch pages. Several goroutines may call it.
+	Acknowledge(pages []Page) error
+	// Takeover makes the caller the owner of a frozen session whose owner has died, instead of Prepare and Freeze.
+	// Notes, Next and Thaw then go on where the former owner was. ErrNoSession, ErrOtherSession, ErrOwnerAlive.
+	Takeover(uuid [16]byte) (Taken, error)
 	// Stats can be read in every state, after Thaw too.
 	Stats() (Stats, error)
 	// Thaw ends the protection and restores all page tables. Thawing what is not frozen is no error.
 	Thaw() error
-	// Close ends the session, thawing it first if needed.
+	// Close ends the session, thawing it first if needed; what is frozen with a Grace it leaves to the next owner.
 	Close() error
 }
 
@@ -144,7 +151,7 @@ type Options struct {
 	// handed out. The reserve must then hold every page that is written while frozen.
 	Keep bool
 	// Acks makes pages that Next has handed out come again after a Takeover, unless they were given to
-	// Device.Acknowledge. Not together with Keep.
+	// Acknowledge. Not together with Keep.
 	Acks bool
 }
 
@@ -164,6 +171,7 @@ type Taken struct {
 	Prepared      Prepared
 	Frozen        Frozen
 	PagesReported uint64 // to former owners
+	FrozenFor     time.Duration
 }
 
 // Frozen is what Freeze measured.

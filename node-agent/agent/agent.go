@@ -17,6 +17,9 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/node-agent/engine"
@@ -33,10 +36,20 @@ type Agent struct {
 	Dump func(ctx context.Context, dump *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error)
 	// Unload takes the module out of the kernel; that it is not loaded is no error.
 	Unload func() error
-	// SessionAlive says whether any process still has a session of the module.
+	// SessionAlive says whether there is a session of the module, or any process has its device open.
 	SessionAlive func() (bool, error)
-	Clock        clock.Clock
-	Log          *slog.Logger
+	// Session is the frozen session that there is, whoever has it; frozen is false if there is none.
+	Session func() (uuid string, frozen bool, err error)
+	// Abandon ends a frozen session whose owner is gone. found is false if there is no such session.
+	Abandon func(ctx context.Context, uuid string) (found bool, err error)
+	// Grace is how long memory stays frozen for the next agent when this one dies or leaves.
+	Grace time.Duration
+	// Calibrate is the length of the dry run by which the module sizes the reserve; 0: none.
+	Calibrate time.Duration
+	// OnPoint, if not nil, is called at each step of a dump, at the engine's points, and at PointReport: for tests.
+	OnPoint func(context.Context, engine.Step)
+	Clock   clock.Clock
+	Log     *slog.Logger
 
 	mu       sync.Mutex
 	running  *job
@@ -52,27 +65,39 @@ type job struct {
 	cancel context.CancelCauseFunc
 }
 
+// PointReport comes before the end of a dump is reported: the module is unloaded.
+const PointReport engine.Step = "Reporting"
+
 // How soon to look again at what nothing reports.
 const (
-	busyRetry     = time.Second     // another dump runs
-	conflictRetry = time.Second     // the LiveDump changed meanwhile
-	aliveRetry    = 2 * time.Second // the session of a process that is ending
+	busyRetry     = time.Second // another dump runs
+	conflictRetry = time.Second // the LiveDump changed meanwhile
 	writeTimeout  = 15 * time.Second
 )
 
 // SetupWithManager registers the agent.
 func (a *Agent) SetupWithManager(m ctrl.Manager) error {
+	// One look at the node before any LiveDump asks for it: what is left there may belong to none.
+	begin := make(chan event.GenericEvent, 1)
+	begin <- event.GenericEvent{Object: &v1alpha1.LiveDump{ObjectMeta: metav1.ObjectMeta{Name: beginName}}}
 	return ctrl.NewControllerManagedBy(m).For(&v1alpha1.LiveDump{}).Named(FieldManager).
+		WatchesRawSource(source.Channel(begin, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).Complete(a)
 }
 
+// beginName is the name of no LiveDump.
+const beginName = "."
+
 // Reconcile takes the next step for one LiveDump.
 func (a *Agent) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	if request.Name == beginName {
+		return ctrl.Result{}, a.Tidy(ctx)
+	}
 	dump := &v1alpha1.LiveDump{}
 	err := a.Reader.Get(ctx, request.NamespacedName, dump)
 	if apierrors.IsNotFound(err) {
 		a.stopMissing(request.NamespacedName)
-		return ctrl.Result{}, nil
+		return ctrl.Result{}, a.Tidy(ctx)
 	}
 	if err != nil {
 		return ctrl.Result{}, fmt.Errorf("LiveDump %s: %w", request, err)
@@ -82,10 +107,16 @@ func (a *Agent) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resul
 	switch d.action {
 	case stop:
 		a.stop(dump.UID, d.cause)
-	case lost:
-		return a.reportLost(ctx, dump, now)
+	case resume:
+		if before := dump.Status.Node.BootID; before != "" && a.BootID != "" && before != a.BootID {
+			return a.reportRebooted(ctx, dump, now)
+		}
+		return a.start(ctx, dump, now, true)
 	case start:
-		return a.start(ctx, dump, now)
+		return a.start(ctx, dump, now, false)
+	}
+	if ended(dump) {
+		return ctrl.Result{}, a.Tidy(ctx)
 	}
 	return ctrl.Result{}, nil
 }
@@ -126,29 +157,17 @@ func (a *Agent) stopMissing(name types.NamespacedName) {
 	}
 }
 
-// reportLost ends a LiveDump that an earlier process of the agent had taken up.
-func (a *Agent) reportLost(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time) (ctrl.Result, error) {
-	// As long as a session is open its owner may still be ending, with a report of its own.
-	alive, err := a.SessionAlive()
-	if err != nil {
-		return ctrl.Result{}, err
-	}
-	if alive {
-		return ctrl.Result{RequeueAfter: aliveRetry}, nil
-	}
-	reason := v1alpha1.ReasonAgentLost
-	message := "the agent ended while the dump ran; the kernel thawed memory when it did, and the target carries no valid dump"
-	if before := dump.Status.Node.BootID; before != "" && a.BootID != "" && before != a.BootID {
-		reason = v1alpha1.ReasonNodeRebooted
-		message = "the node was rebooted while the dump ran; the target carries no valid dump"
-	}
+// reportRebooted ends a LiveDump that was taken up before this boot: the memory to be dumped is gone.
+func (a *Agent) reportRebooted(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time) (ctrl.Result, error) {
+	reason := v1alpha1.ReasonNodeRebooted
+	message := "the node was rebooted while the dump ran; the target carries no valid dump"
 	p := newPart(dump)
 	p.ResourceVersion = dump.ResourceVersion
 	if c := status(dump, v1alpha1.ConditionModuleLoaded); c != metav1.ConditionTrue && c != metav1.ConditionFalse {
 		p.set(now, dump.Generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionFalse, v1alpha1.ReasonNotReached, message)
 	}
 	p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, reason, message)
-	a.Log.Warn("LiveDump of an earlier process", "liveDump", client.ObjectKeyFromObject(dump).String(), "session", dump.Status.Session, "reason", reason)
+	a.Log.Warn("LiveDump of an earlier boot", "liveDump", client.ObjectKeyFromObject(dump).String(), "session", dump.Status.Session, "reason", reason)
 	return a.write(ctx, p)
 }
 
@@ -166,9 +185,9 @@ func (a *Agent) write(ctx context.Context, p Part) (ctrl.Result, error) {
 	return ctrl.Result{}, fmt.Errorf("status of LiveDump %s/%s: %w", p.Namespace, p.Name, err)
 }
 
-// start takes a LiveDump up. That it is taken up is on record before anything else happens, so that whoever comes
+// start takes a LiveDump up, or goes on with it. That it is taken up is on record before anything else happens, so that whoever comes
 // after this process knows that there may have been a session.
-func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time) (ctrl.Result, error) {
+func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time, resume bool) (ctrl.Result, error) {
 	until := deadline(dump, now)
 	p := newPart(dump)
 	p.ResourceVersion = dump.ResourceVersion
@@ -181,6 +200,10 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 		}
 		p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, reason, err.Error())
 		return a.write(ctx, p)
+	}
+	options.Grace, options.Resume, options.OnStep = a.Grace, resume, a.OnPoint
+	if a.Calibrate > 0 {
+		options.Calibrate, options.Expected = a.Calibrate, expectedFor(options)
 	}
 	a.mu.Lock()
 	if a.draining || a.running != nil {
@@ -197,12 +220,16 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 	if a.claimed == nil {
 		a.claimed, a.finished = map[types.UID]bool{}, map[types.UID]bool{}
 	}
-	a.claimed[dump.UID] = true
+	if !resume {
+		a.claimed[dump.UID] = true
+	}
 	a.jobs.Add(1)
 	a.mu.Unlock()
 
 	p.Session = options.UUID.String()
-	p.set(now, dump.Generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionUnknown, v1alpha1.ReasonPending, "not loaded yet")
+	if !resume || status(dump, v1alpha1.ConditionModuleLoaded) != metav1.ConditionTrue {
+		p.set(now, dump.Generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionUnknown, v1alpha1.ReasonPending, "not loaded yet")
+	}
 	p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionUnknown, v1alpha1.ReasonRunning, string(engine.StepTarget))
 	writeCtx, writeCancel := context.WithTimeout(ctx, writeTimeout)
 	defer writeCancel()
@@ -216,7 +243,7 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 	}
 	p.ResourceVersion = ""
 	log := a.Log.With("liveDump", client.ObjectKeyFromObject(dump).String(), "session", p.Session)
-	log.Info("taking up", "volume", dump.Status.Target.PersistentVolumeName, "holder", dump.Status.Target.HolderPodUID)
+	log.Info("taking up", "again", resume, "volume", dump.Status.Target.PersistentVolumeName, "holder", dump.Status.Target.HolderPodUID)
 	go func() {
 		defer a.end(j, true)
 		a.work(workCtx, j, p, options, until.Sub(now), log)
@@ -243,8 +270,14 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 	defer cancel()
 	pub := a.publish(p, j.dump.Generation, log)
 	o.Progress = pub.progress
+	if canceled(j.dump) {
+		j.cancel(engine.ErrCanceled) // what the process before this one has begun is only ended
+	}
 	report, err := a.Dump(ctx, j.dump, o)
 	p = pub.stop()
+	if errors.Is(err, engine.ErrLeft) {
+		return // the next agent reports
+	}
 	// Before the end is reported: the controller takes the agent away then.
 	module := "unloaded after the dump"
 	if uerr := a.Unload(); uerr != nil {
@@ -252,6 +285,9 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 		log.Error("the module stays loaded", "error", uerr)
 	} else {
 		log.Info("module unloaded")
+	}
+	if a.OnPoint != nil {
+		a.OnPoint(ctx, PointReport)
 	}
 	a.deliver(finalPart(p, j.dump.Generation, report, err, module, a.Clock.Now()), log)
 }
@@ -267,11 +303,11 @@ func finalPart(p Part, generation int64, r *engine.Report, err error, module str
 		p.Progress = v1alpha1.Progress{PagesTotal: int64(r.PagesToDump), PagesWritten: int64(r.PagesToDump),
 			BytesWritten: int64(r.SizeBytes), Percent: 100, LastUpdateTime: metav1.NewTime(now)}
 		p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionTrue, v1alpha1.ReasonComplete,
-			fmt.Sprintf("%d pages in %d bytes, read back and verified", r.PagesDumped, r.SizeBytes))
+			fmt.Sprintf("%d pages in %d bytes, read back and verified%s", r.PagesDumped, r.SizeBytes, takenOver(r)))
 		return p
 	}
 	reason := engine.Reason(err)
-	if r.Module.How == "" {
+	if r.Module.How == "" && !p.is(v1alpha1.ConditionModuleLoaded, metav1.ConditionTrue) {
 		moduleReason, message := v1alpha1.ReasonNotReached, "the dump ended before"
 		if engine.IsModuleError(err) {
 			moduleReason, message = reason, err.Error()
@@ -318,12 +354,11 @@ func (a *Agent) endedMeanwhile(p Part) bool {
 	if err != nil {
 		return false
 	}
-	s := status(dump, v1alpha1.ConditionSucceeded)
-	return string(dump.UID) != p.UID || s == metav1.ConditionTrue || s == metav1.ConditionFalse
+	return string(dump.UID) != p.UID || ended(dump)
 }
 
 // Drain lets the running dump, if there is one, come to its end and takes up no other. When giveUp is closed the dump
-// is ended. Drain returns when the end has been reported.
+// is left to the next agent, or ended if none could go on with it. Drain returns when that is done.
 func (a *Agent) Drain(giveUp <-chan struct{}) {
 	a.mu.Lock()
 	a.draining = true
@@ -347,15 +382,58 @@ func (a *Agent) Drain(giveUp <-chan struct{}) {
 	}
 }
 
-// UnloadIdle takes the module out of the kernel if an earlier process left it there. It is for the start of the
-// agent, before any dump.
-func (a *Agent) UnloadIdle() error {
-	alive, err := a.SessionAlive()
+// takenOver says if more than one agent made the dump.
+func takenOver(r *engine.Report) string {
+	if r.Takeovers == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; taken over from an agent that ended, %d times", r.Takeovers)
+}
+
+// Tidy ends what no LiveDump needs any more: a session whose owner is gone, and the module.
+func (a *Agent) Tidy(ctx context.Context) error {
+	a.mu.Lock()
+	busy := a.running != nil
+	a.mu.Unlock()
+	if busy {
+		return nil
+	}
+	uuid, frozen, err := a.Session()
 	if err != nil {
 		return err
 	}
-	if alive {
-		return errors.New("a session of another process is open; the module stays loaded")
+	if frozen {
+		wanted, err := a.wants(ctx, uuid)
+		if err != nil || wanted {
+			return err
+		}
+		found, err := a.Abandon(ctx, uuid)
+		if err != nil {
+			return fmt.Errorf("ending session %s, which no LiveDump has: %w", uuid, err)
+		}
+		if !found {
+			return nil // another program's
+		}
+		a.Log.Warn("memory was still frozen for a LiveDump that has ended; thawed", "session", uuid)
+	}
+	alive, err := a.SessionAlive()
+	if err != nil || alive {
+		return err
 	}
 	return a.Unload()
+}
+
+// wants says whether a session belongs to a LiveDump of this node that has not ended.
+func (a *Agent) wants(ctx context.Context, uuid string) (bool, error) {
+	list := &v1alpha1.LiveDumpList{}
+	if err := a.Reader.List(ctx, list); err != nil {
+		return false, fmt.Errorf("listing LiveDumps: %w", err)
+	}
+	for i := range list.Items {
+		d := &list.Items[i]
+		if sessionOf(d).String() == uuid && d.Spec.NodeName == a.NodeName && !ended(d) {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -88,12 +88,14 @@ func (s *apiServer) setRefuse(f func(Part) error) {
 
 // machine stands for the node: dumps that end when the test says so.
 type machine struct {
-	mu       sync.Mutex
-	dumps    int
-	unloads  int
-	alive    bool
-	progress func(engine.Progress)
-	options  engine.Options
+	mu        sync.Mutex
+	dumps     int
+	unloads   int
+	alive     bool
+	session   string // frozen
+	abandoned int
+	progress  func(engine.Progress)
+	options   engine.Options
 
 	finish chan error // what a dump returns
 	began  chan struct{}
@@ -187,6 +189,21 @@ func newBench(t *testing.T, dumps ...*v1alpha1.LiveDump) *bench {
 			defer b.node.mu.Unlock()
 			b.node.unloads++
 			return nil
+		},
+		Grace: time.Minute,
+		Session: func() (string, bool, error) {
+			b.node.mu.Lock()
+			defer b.node.mu.Unlock()
+			return b.node.session, b.node.session != "", nil
+		},
+		Abandon: func(_ context.Context, uuid string) (bool, error) {
+			b.node.mu.Lock()
+			defer b.node.mu.Unlock()
+			if uuid != b.node.session {
+				return false, nil
+			}
+			b.node.session, b.node.abandoned = "", b.node.abandoned+1
+			return true, nil
 		},
 		SessionAlive: func() (bool, error) { b.node.mu.Lock(); defer b.node.mu.Unlock(); return b.node.alive, nil },
 		Clock:        b.clock,
@@ -401,43 +418,99 @@ func TestTimeout(t *testing.T) {
 	b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonDeadlineExceeded)
 }
 
-// TestAgentLost: a process before this one had taken the LiveDump up.
-func TestAgentLost(t *testing.T) {
+// TestTakenOver: a process before this one had taken the LiveDump up.
+func TestTakenOver(t *testing.T) {
 	taken := newDump("d")
 	taken.Status.Session = testUID
 	setCondition(taken, v1alpha1.ConditionCaptured, metav1.ConditionUnknown, v1alpha1.ReasonRunning)
-	t.Run("lost", func(t *testing.T) {
+	t.Run("and completed", func(t *testing.T) {
 		b := newBench(t, taken.DeepCopy())
 		b.reconcile("d")
+		<-b.node.began
+		if o := b.node.options; !o.Resume || o.Grace != time.Minute || o.UUID.String() != testUID {
+			t.Errorf("options: %+v", o)
+		}
+		b.node.finish <- nil
+		b.waitIdle()
+		b.wantCaptured("d", metav1.ConditionTrue, v1alpha1.ReasonComplete)
+	})
+	t.Run("and it is impossible to go on", func(t *testing.T) {
+		b := newBench(t, taken.DeepCopy())
+		b.reconcile("d")
+		<-b.node.began
+		b.node.finish <- fmt.Errorf("%w: memory was thawed", engine.ErrLost)
+		b.waitIdle()
 		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonAgentLost)
 		if got := b.get("d").Status.Session; got != testUID {
 			t.Errorf("session %q", got)
 		}
 	})
-	t.Run("rebooted", func(t *testing.T) {
+	t.Run("after a reboot", func(t *testing.T) {
 		b := newBench(t, taken.DeepCopy())
 		b.agent.BootID = "boot-2"
 		b.reconcile("d")
 		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonNodeRebooted)
-	})
-	t.Run("its process is still ending", func(t *testing.T) {
-		b := newBench(t, taken.DeepCopy())
-		b.node.alive = true
-		if r := b.reconcile("d"); r.RequeueAfter == 0 {
-			t.Error("not looked at again")
+		if dumps, _ := b.node.count(); dumps != 0 {
+			t.Errorf("%d dumps", dumps)
 		}
-		b.wantNoWrite()
-		b.node.alive = false
+	})
+	t.Run("canceled meanwhile", func(t *testing.T) {
+		d := taken.DeepCopy()
+		d.Spec.DesiredState = v1alpha1.DesiredStateCancel
+		b := newBench(t, d)
 		b.reconcile("d")
-		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonAgentLost)
+		<-b.node.began
+		b.waitIdle()
+		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonCanceled)
+	})
+	t.Run("after its time", func(t *testing.T) {
+		d := taken.DeepCopy()
+		d.Spec.TimeoutSeconds = 10
+		b := newBench(t, d)
+		b.reconcile("d")
+		<-b.node.began
+		b.waitIdle()
+		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonDeadlineExceeded)
+	})
+	t.Run("the answer to the first write is lost", func(t *testing.T) {
+		b := newBench(t, taken.DeepCopy())
+		b.api.ack = func(Part) error { return errors.New("connection reset") }
+		if _, err := b.agent.Reconcile(context.Background(), request("d")); err == nil {
+			t.Fatal("no error")
+		}
+		b.api.mu.Lock()
+		b.api.ack = nil
+		b.api.mu.Unlock()
+		b.reconcile("d")
+		<-b.node.began
+		if !b.node.options.Resume {
+			t.Error("begun anew")
+		}
 	})
 	t.Run("ended meanwhile", func(t *testing.T) {
 		d := taken.DeepCopy()
 		setCondition(d, v1alpha1.ConditionSucceeded, metav1.ConditionFalse, v1alpha1.ReasonAgentLost)
 		b := newBench(t, d)
+		b.node.session = testUID
 		b.reconcile("d")
 		b.wantNoWrite()
+		if b.node.abandoned != 1 {
+			t.Error("memory stays frozen for a LiveDump that has ended")
+		}
 	})
+}
+
+// TestLeft: a dump that is left to the next agent is not reported, and the module stays.
+func TestLeft(t *testing.T) {
+	b := newBench(t, newDump("d"))
+	b.reconcile("d")
+	<-b.node.began
+	b.node.finish <- engine.ErrLeft
+	b.waitIdle()
+	b.wantCaptured("d", metav1.ConditionUnknown, v1alpha1.ReasonRunning)
+	if _, unloads := b.node.count(); unloads != 0 {
+		t.Error("the module was unloaded under the session")
+	}
 }
 
 func (b *bench) wantNoWrite() {
@@ -627,18 +700,30 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-func TestUnloadIdle(t *testing.T) {
-	b := newBench(t)
+// TestTidy: at the start, and when a LiveDump ends or goes, nothing stays that nobody needs.
+func TestTidy(t *testing.T) {
+	tidy := func(b *bench) {
+		b.Helper()
+		if err := b.agent.Tidy(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b := newBench(t, newDump("d"))
 	b.node.alive = true
-	if err := b.agent.UnloadIdle(); err == nil {
+	tidy(b)
+	if _, unloads := b.node.count(); unloads != 0 {
 		t.Error("a module in use was unloaded")
 	}
-	b.node.alive = false
-	if err := b.agent.UnloadIdle(); err != nil {
-		t.Error(err)
+	b.node.session = testUID
+	tidy(b)
+	if b.node.abandoned != 0 {
+		t.Error("the session of a LiveDump that has not ended was ended")
 	}
-	if _, unloads := b.node.count(); unloads != 1 {
-		t.Errorf("%d unloads", unloads)
+	b.node.session = "99999999-2222-3333-4444-555555555555"
+	b.node.alive = false
+	b.reconcile("gone")
+	if _, unloads := b.node.count(); b.node.abandoned != 1 || unloads != 1 {
+		t.Errorf("%d sessions ended, %d unloads", b.node.abandoned, unloads)
 	}
 }
 

@@ -17,10 +17,10 @@ import (
 type action int
 
 const (
-	leave action = iota
-	start        // take it up
-	stop         // end the dump that is running here; see decision.cause
-	lost         // an earlier process had taken it up
+	leave  action = iota
+	start         // take it up
+	stop          // end the dump that is running here; see decision.cause
+	resume        // an earlier process had taken it up: go on with it, or say why that can't be
 )
 
 type decision struct {
@@ -44,9 +44,7 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 	if dump.Spec.NodeName != nodeName {
 		return decision{}
 	}
-	succeeded := status(dump, v1alpha1.ConditionSucceeded)
-	ended := succeeded == metav1.ConditionTrue || succeeded == metav1.ConditionFalse
-	canceled := dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || dump.DeletionTimestamp != nil
+	ended, canceled := ended(dump), canceled(dump)
 	captured := status(dump, v1alpha1.ConditionCaptured)
 	switch {
 	case r == worker && ended:
@@ -56,9 +54,9 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 	case r == done, r == worker, ended, captured == metav1.ConditionTrue, captured == metav1.ConditionFalse:
 		return decision{}
 	case begun(dump) && r != claimant:
-		return decision{action: lost}
+		return decision{action: resume}
 	case canceled && begun(dump):
-		return decision{action: lost} // claimed by this process, but nothing was done
+		return decision{action: resume} // claimed by this process, but nothing was done
 	case canceled:
 		return decision{} // the controller ends it alone
 	case status(dump, v1alpha1.ConditionAccepted) != metav1.ConditionTrue,
@@ -69,6 +67,16 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 		return decision{} // too late; the controller ends it
 	}
 	return decision{action: start}
+}
+
+// ended says whether the controller has ended the LiveDump.
+func ended(dump *v1alpha1.LiveDump) bool {
+	s := status(dump, v1alpha1.ConditionSucceeded)
+	return s == metav1.ConditionTrue || s == metav1.ConditionFalse
+}
+
+func canceled(dump *v1alpha1.LiveDump) bool {
+	return dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || dump.DeletionTimestamp != nil
 }
 
 // begun says whether an agent has taken the LiveDump up; the controller asks the same.

@@ -68,6 +68,10 @@ func optionsOf(dump *v1alpha1.LiveDump, until, now time.Time) (engine.Options, e
 	return o, nil
 }
 
+// expectedFor is how long memory is likely to stay frozen, for sizing the reserve: as long as it may, but not more than
+// what an ordinary node takes.
+func expectedFor(o engine.Options) time.Duration { return min(o.Deadline, time.Minute) }
+
 // sessionOf names the session after the LiveDump, so that what is found on a device or in a kernel log leads back to it.
 func sessionOf(dump *v1alpha1.LiveDump) kdump.Session {
 	if id, err := uuid.Parse(string(dump.UID)); err == nil {
@@ -86,5 +90,5 @@ func Need(dump *v1alpha1.LiveDump) blockdev.Need {
 		policy = blockdev.IfEmptyOrLiveDump
 	}
 	// A device smaller than its volume is not the device of that volume.
-	return blockdev.Need{Bytes: dump.Status.Target.CapacityBytes, Policy: policy}
+	return blockdev.Need{Bytes: dump.Status.Target.CapacityBytes, Policy: policy, Session: sessionOf(dump)}
 }

@@ -159,6 +159,11 @@ func stepsOf(r *engine.Report) []v1alpha1.StepDuration {
 	return steps
 }
 
+// is says whether a condition has a status.
+func (p *Part) is(conditionType string, status metav1.ConditionStatus) bool {
+	return meta.IsStatusConditionPresentAndEqual(p.Conditions, conditionType, status)
+}
+
 // clone has conditions of its own.
 func (p Part) clone() Part {
 	p.Conditions = append([]metav1.Condition(nil), p.Conditions...)

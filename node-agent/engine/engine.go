@@ -30,6 +30,8 @@ type Engine struct {
 	LoadModule func() (module.Outcome, error)
 	// OpenSession opens a session of the loaded module.
 	OpenSession func(context.Context) (session.Session, error)
+	// OpenLoaded opens a session of the module that is loaded, whichever it is. session.ErrNoDevice: none is.
+	OpenLoaded func(context.Context) (session.Session, error)
 	// RAM gives the ranges of page frames that are memory.
 	RAM func() ([]kdump.PFNRange, error)
 	// KernelLog, if not nil, begins to listen to the kernel's log. What it returns gives the module's complaints since
@@ -61,15 +63,33 @@ type Options struct {
 	Bandwidth int64
 	// Deadline is the longest time that memory may stay frozen; the kernel enforces it. 0 leaves it to the module.
 	Deadline time.Duration
+	// Grace is how long memory stays frozen when this process dies or leaves, so that another can go on with the dump: with
+	// Resume and the same UUID. 0: not at all. Only some targets can be gone on with; see kdump.Options.Journal.
+	Grace time.Duration
+	// Resume says that another process has begun this dump. What can be gone on with is; what was not begun is begun;
+	// otherwise the error is ErrLost. Memory is thawed in any case.
+	Resume bool
+	// Calibrate is the length of a dry run by which the module sizes the reserve for a dump that takes Expected; 0: none.
+	Calibrate, Expected time.Duration
 	// KeepPages makes the frozen memory readable through /dev/livedump-vmcore until it is thawed. The reserve must then
 	// hold every page that is written in that time.
 	KeepPages bool
+	// journalPages, if not 0, make a segment of the journal.
+	journalPages int
 	// Progress, if not nil, is called now and then, and at every step. It must not block for long. It is called by
 	// one goroutine at a time.
 	Progress func(Progress)
-	// OnStep, if not nil, is called before each step, and may wait: for tests that need a dump at a known place.
+	// OnStep, if not nil, is called before each step, and at the points below, and may wait: for tests that need a dump
+	// at a known place.
 	OnStep func(context.Context, Step)
 }
+
+// Points between the steps that OnStep hears of.
+const (
+	PointFrozen       Step = "Frozen"       // memory was frozen a moment ago
+	PointAcknowledged Step = "Acknowledged" // some pages are durable, again and again
+	PointThawed       Step = "Thawed"       // all pages are on the target and memory is thawed
+)
 
 // Step of a dump.
 type Step = v1alpha1.Step
@@ -115,6 +135,9 @@ const batchPages = 256
 // Dump makes one dump. The report is never nil; it has what was measured until the end or the failure. The error, if
 // any, is also in the report; Reason gives its reason.
 func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
+	if o.KeepPages { // what is kept for readers is not given back page by page
+		o.Grace = 0
+	}
 	r := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
 	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(),
 		Compression: o.Codec.String(), DumpLevel: uint32(o.Level)}
@@ -124,9 +147,22 @@ func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
 	}
 	err := r.run(ctx)
 	r.endStep()
+	if err != nil && r.leaving(err) && !r.left {
+		err = r.leave(err)
+	}
+	if err != nil && o.Resume && r.session == nil && !errors.Is(err, ErrLeft) {
+		// It ended before it came to the session that there may be.
+		if _, aerr := e.Abandon(context.WithoutCancel(ctx), o.UUID); aerr != nil {
+			err = fmt.Errorf("%w; and thawing memory (the kernel does it after a while): %w", err, aerr)
+		}
+	}
 	// The module says in the kernel's log what an errno cannot.
 	if said := complaints(); err != nil && ofModule(err) && len(said) > 0 {
 		err = fmt.Errorf("%w; the kernel's log says: %s", err, strings.Join(said, "; "))
+	}
+	if errors.Is(err, ErrLeft) {
+		r.log.Info("left to the next agent", "frozen", !r.frozen.IsZero())
+		return r.report, err
 	}
 	r.report.TotalNS = e.Now().Sub(r.report.StartedAt).Nanoseconds()
 	if err != nil {
@@ -155,6 +191,7 @@ type dump struct {
 	thawing chan error
 	ram     []kdump.PFNRange
 	touched bool // block 0 of the target was written
+	left    bool // the target was left to another process
 
 	abortOnce sync.Once
 	abortErr  error
@@ -164,6 +201,11 @@ type dump struct {
 	stepStart time.Time
 	loaded    bool
 	reporting sync.Mutex // one call of Progress at a time
+
+	buffers []*session.Buffer
+	journal *kdump.Journal // of the process before this one
+	taken   *session.Taken
+	out     target.Random
 }
 
 func (d *dump) run(ctx context.Context) (err error) {
@@ -194,8 +236,95 @@ func (d *dump) run(ctx context.Context) (err error) {
 	if d.format == format.ELF {
 		d.report.Compression = kdump.CodecNone.String()
 	}
+	if !d.format.Resumable(d.target) {
+		d.options.Grace = 0
+	}
 	d.log.Info("target claimed", "device", d.report.Device)
 
+	stopTicks := d.tick()
+	defer stopTicks()
+
+	// The session, if there comes to be one, ends with this function whatever happens.
+	defer func() {
+		if d.session == nil {
+			return
+		}
+		if d.thawing != nil {
+			if err := d.thawed(<-d.thawing); err != nil {
+				d.log.Warn("after the dump was complete", "error", err)
+			}
+		}
+		if err := d.session.Close(); err != nil {
+			d.log.Warn("ending the session", "error", err)
+		}
+	}()
+	defer func() {
+		for _, b := range d.buffers {
+			if ferr := b.Free(); ferr != nil {
+				d.log.Warn("freeing a buffer", "error", ferr)
+			}
+		}
+	}()
+	isDump, err := d.capture(ctx)
+	if err == nil {
+		d.point(ctx, StepThaw)
+	}
+	if err != nil && d.leaving(err) {
+		return d.leave(err)
+	}
+	// Thaw first: the node must not wait for the device.
+	thawErr := d.thaw()
+	if err == nil {
+		err = thawErr
+	} else if thawErr != nil {
+		err = fmt.Errorf("%w; and %w", err, thawErr)
+	}
+	d.point(ctx, PointThawed)
+	if err == nil && !isDump {
+		err = d.finish(ctx)
+	}
+	if err != nil && d.leaving(err) {
+		return d.leave(err)
+	}
+	if err != nil && d.options.Resume && d.writer == nil && !d.touched {
+		return err // nothing is known of the target, or what it says is the news
+	}
+	if err != nil {
+		if merr := d.markFailed(err); merr != nil {
+			d.log.Error("the target does not tell why its dump failed; it carries no valid dump nevertheless", "error", merr)
+		}
+	}
+	return err
+}
+
+// capture brings all pages to the target. isDump: it is a dump already.
+func (d *dump) capture(ctx context.Context) (isDump bool, err error) {
+	how := afresh
+	if d.options.Resume {
+		if how, err = d.takeUp(ctx); err != nil {
+			return false, err
+		}
+	}
+	switch how {
+	case afresh:
+		if err := d.loadModule(ctx); err != nil {
+			return false, err
+		}
+		f, n, err := d.freeze(ctx)
+		if err != nil {
+			return false, err
+		}
+		return false, d.write(ctx, d.newWriter(f, n))
+	case midway:
+		return false, d.write(ctx, d.resumeWriter)
+	case sealed:
+		return false, d.adoptWriter()
+	}
+	return how == complete, nil
+}
+
+// loadModule makes sure that the right module is loaded.
+func (d *dump) loadModule(ctx context.Context) error {
 	if err := d.begin(ctx, StepModule); err != nil {
 		return err
 	}
@@ -209,53 +338,7 @@ func (d *dump) run(ctx context.Context) (err error) {
 	d.mu.Lock()
 	d.loaded = true
 	d.mu.Unlock()
-
-	stopTicks := d.tick()
-	defer stopTicks()
-
-	buffers, frozen, notes, err := d.freeze(ctx)
-	// From here on the session, if there is one, ends with this function whatever happens.
-	if d.session != nil {
-		defer func() {
-			if d.thawing != nil {
-				if err := d.thawed(<-d.thawing); err != nil {
-					d.log.Warn("after the dump was complete", "error", err)
-				}
-			}
-			if err := d.session.Close(); err != nil {
-				d.log.Warn("ending the session", "error", err)
-			}
-		}()
-	}
-	defer func() {
-		for _, b := range buffers {
-			if ferr := b.Free(); ferr != nil {
-				d.log.Warn("freeing a buffer", "error", ferr)
-			}
-		}
-	}()
-	if err == nil {
-		err = d.write(ctx, frozen, notes, buffers)
-	}
-	if err == nil && d.options.OnStep != nil {
-		d.options.OnStep(ctx, StepThaw)
-	}
-	// Thaw first: the node must not wait for the device.
-	thawErr := d.thaw()
-	if err == nil {
-		err = thawErr
-	} else if thawErr != nil {
-		err = fmt.Errorf("%w; and %w", err, thawErr)
-	}
-	if err == nil {
-		err = d.finish(ctx)
-	}
-	if err != nil {
-		if merr := d.markFailed(err); merr != nil {
-			d.log.Error("the target does not tell why its dump failed; it carries no valid dump nevertheless", "error", merr)
-		}
-	}
-	return err
+	return nil
 }
 
 // markFailed leaves the reason on a target that was touched.
@@ -264,7 +347,7 @@ func (d *dump) markFailed(reason error) error {
 	case d.writer != nil:
 		return d.abort(reason)
 	case d.touched:
-		return errors.Join(d.mark(reason), d.target.Abort(reason))
+		return errors.Join(d.mark(markedReason(reason)), d.target.Abort(reason))
 	}
 	return nil
 }
@@ -279,20 +362,24 @@ func (d *dump) mark(reason error) error {
 
 // abort ends the writer and marks the target as failed. Every call gives the result of the first.
 func (d *dump) abort(reason error) error {
-	d.abortOnce.Do(func() { d.abortErr = d.writer.Abort(reason) })
+	d.abortOnce.Do(func() { d.abortErr = d.writer.Abort(markedReason(reason)) })
 	return d.abortErr
 }
 
 // begin starts a step, unless the dump is to end.
 func (d *dump) begin(ctx context.Context, s Step) error {
-	if d.options.OnStep != nil {
-		d.options.OnStep(ctx, s)
-	}
+	d.point(ctx, s)
 	if err := context.Cause(ctx); err != nil {
 		return fmt.Errorf("%s: %w", s, err)
 	}
 	d.setStep(s)
 	return nil
+}
+
+func (d *dump) point(ctx context.Context, s Step) {
+	if d.options.OnStep != nil {
+		d.options.OnStep(ctx, s)
+	}
 }
 
 func (d *dump) setStep(s Step) {
@@ -348,6 +435,7 @@ func (d *dump) progress() {
 	d.reporting.Lock()
 	defer d.reporting.Unlock()
 	d.mu.Lock()
+	verifying := false
 	p := Progress{Step: d.step, ModuleLoaded: d.loaded}
 	if d.writer != nil {
 		w := d.writer.Progress()
@@ -357,20 +445,20 @@ func (d *dump) progress() {
 			d.closeStep()
 			d.step, d.stepStart = StepVerify, d.engine.Now()
 			p.Step = d.step
+			verifying = true
 		}
 	}
 	d.mu.Unlock()
+	if verifying {
+		d.point(context.Background(), StepVerify)
+	}
 	if p.Step != "" {
 		d.options.Progress(p)
 	}
 }
 
-// freeze goes from no session to frozen memory. Everything that can be allocated before the stop is. When it returns
-// an error, the session may be open and must be ended by the caller.
-func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session.Frozen, n session.Notes, err error) {
-	if err := d.begin(ctx, StepPrepare); err != nil {
-		return nil, f, n, err
-	}
+// allocate makes the readers' buffers.
+func (d *dump) allocate() error {
 	readers := d.options.Readers
 	if readers <= 0 {
 		readers = runtime.GOMAXPROCS(0)
@@ -378,65 +466,95 @@ func (d *dump) freeze(ctx context.Context) (buffers []*session.Buffer, f session
 	for range readers {
 		b, err := session.NewBuffer(batchPages)
 		if err != nil {
-			return buffers, f, n, err
+			return err
 		}
-		buffers = append(buffers, b)
+		d.buffers = append(d.buffers, b)
+	}
+	return nil
+}
+
+// freeze goes from no session to frozen memory. Everything that can be allocated before the stop is. When it returns
+// an error, the session may be open and must be ended by the caller.
+func (d *dump) freeze(ctx context.Context) (f session.Frozen, n session.Notes, err error) {
+	if err := d.begin(ctx, StepPrepare); err != nil {
+		return f, n, err
+	}
+	if err := d.allocate(); err != nil {
+		return f, n, err
 	}
 	if d.ram, err = d.engine.RAM(); err != nil {
-		return buffers, f, n, err
+		return f, n, err
 	}
 	d.session, err = d.engine.OpenSession(ctx)
 	if err != nil {
 		d.session = nil
-		return buffers, f, n, err
+		return f, n, err
 	}
 	p, err := d.session.Prepare(session.Options{Level: d.options.Level, Mode: d.options.Mode,
 		ReserveBytes: d.options.ReserveBytes, Deadline: d.options.Deadline, UUID: d.options.UUID,
+		Grace: d.options.Grace, Acks: d.options.Grace > 0,
+		Calibrate: d.options.Calibrate, Expected: d.options.Expected,
 		Keep: d.options.KeepPages})
 	if err != nil {
-		return buffers, f, n, err
+		return f, n, err
 	}
 	d.report.prepared(p)
 	d.log.Info("session prepared", "ramPages", p.RAMPages, "reservePages", p.ReservePages, "overheadBytes", p.OverheadBytes)
 	// What a dump of no page at all would take. The rest is known only when the pages have been compressed.
 	least, err := kdump.MinSize(p.MaxPFN, 0, 0)
 	if err != nil {
-		return buffers, f, n, fmt.Errorf("size of the dump: %w", err)
+		return f, n, fmt.Errorf("size of the dump: %w", err)
 	}
 	if out, ok := d.target.(target.Random); ok && out.Size() < least {
-		return buffers, f, n, &kdump.TargetTooSmallError{Needed: least, Available: out.Size()}
+		return f, n, &kdump.TargetTooSmallError{Needed: least, Available: out.Size()}
 	}
 
 	if err := d.begin(ctx, StepFreeze); err != nil {
-		return buffers, f, n, err
+		return f, n, err
 	}
 	// From here on an earlier dump on the target is gone. Marked before the freeze, because a process that is killed
 	// while memory is frozen must not leave a dump that looks like the one it was making.
 	d.touched = true
 	if err := d.mark(errInterrupted); err != nil {
-		return buffers, f, n, err
+		return f, n, err
 	}
 	d.frozen = d.engine.Now()
 	if f, err = d.session.Freeze(); err != nil {
 		d.frozen = time.Time{}
-		return buffers, f, n, err
+		return f, n, err
 	}
+	d.point(ctx, PointFrozen)
 	d.report.frozen(f)
 	d.log.Info("memory frozen", "stop", f.Stop, "pagesToDump", f.PagesToDump, "cpus", f.CPUs)
 	if n, err = d.session.Notes(); err != nil {
-		return buffers, f, n, err
+		return f, n, err
 	}
-	return buffers, f, n, nil
+	return f, n, nil
 }
 
-// write feeds the pages of the session to a Writer until there are no more. Afterwards memory may be thawed.
-func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buffers []*session.Buffer) error {
+// newWriter begins the dump of a session.
+func (d *dump) newWriter(f session.Frozen, n session.Notes) func() (format.Writer, error) {
+	return func() (format.Writer, error) {
+		d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
+		o := d.writerOptions()
+		o.State = d.state()
+		return format.NewWriter(d.target, d.format, d.meta(f, n), o)
+	}
+}
+
+func (d *dump) writerOptions() kdump.Options {
+	return kdump.Options{
+		Codec: d.options.Codec, Level: d.options.CodecLevel, Workers: len(d.buffers), Bandwidth: d.options.Bandwidth,
+		Journal: d.options.Grace > 0, JournalPages: d.options.journalPages, Durable: d.acknowledge}
+}
+
+// write feeds the pages of the session to a Writer until there are no more, and sees to it that another process could
+// complete the dump. Afterwards memory may be thawed.
+func (d *dump) write(ctx context.Context, open func() (format.Writer, error)) error {
 	if err := d.begin(ctx, StepWrite); err != nil {
 		return err
 	}
-	d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
-	w, err := format.NewWriter(d.target, d.format, d.meta(f, n), kdump.Options{
-		Codec: d.options.Codec, Level: d.options.CodecLevel, Workers: len(buffers), Bandwidth: d.options.Bandwidth})
+	w, err := open()
 	if err != nil {
 		return err
 	}
@@ -449,11 +567,15 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 	// A reader may be waiting for the writer, and the writer for a device that hangs. Aborting lets the reader go
 	// at once, so that memory can be thawed.
 	stop := context.AfterFunc(ctx, func() {
-		_ = d.abort(context.Cause(ctx)) // run asks for the error when memory is thawed
+		if cause := context.Cause(ctx); d.leaving(cause) {
+			d.journaled().Leave()
+		} else {
+			_ = d.abort(cause) // run asks for the error when memory is thawed
+		}
 	})
 	defer stop()
 	var readers sync.WaitGroup
-	for _, b := range buffers {
+	for _, b := range d.buffers {
 		readers.Go(func() {
 			if err := d.read(ctx, w, b); err != nil {
 				fail(err)
@@ -463,6 +585,19 @@ func (d *dump) write(ctx context.Context, f session.Frozen, n session.Notes, buf
 	readers.Wait()
 	if err := context.Cause(ctx); err != nil {
 		return fmt.Errorf("%s: %w", StepWrite, err)
+	}
+	j := d.journaled()
+	if j == nil {
+		return nil
+	}
+	if stats, err := d.session.Stats(); err == nil {
+		d.report.statistics(stats)
+	}
+	if err := j.Seal(d.state()); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = fmt.Errorf("%w (%w)", cause, err)
+		}
+		return err
 	}
 	return nil
 }
@@ -487,6 +622,12 @@ func (d *dump) read(ctx context.Context, w format.Writer, b *session.Buffer) err
 		}
 		if err := w.Add(refs, b.Data[:n*session.PageSize]); err != nil {
 			return err
+		}
+		if d.options.Grace > 0 && d.journaled() == nil {
+			// Nobody can go on with this dump, so no page is worth being kept for it.
+			if err := d.session.Acknowledge(b.Pages[:n]); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -582,6 +723,11 @@ func (d *dump) finish(ctx context.Context) error {
 	}
 	if err := d.begin(ctx, StepFinish); err != nil {
 		return err
+	}
+	if j := d.journaled(); j != nil {
+		if err := j.SaveState(d.state()); err != nil {
+			return err
+		}
 	}
 	s, err := d.writer.Finish(ctx)
 	if err != nil {

@@ -31,6 +31,8 @@ var reasons = []struct {
 }{
 	{ErrCanceled, v1alpha1.ReasonCanceled},
 	{ErrShutdown, v1alpha1.ReasonAgentLost},
+	{ErrLost, v1alpha1.ReasonAgentLost},
+	{ErrUnreported, v1alpha1.ReasonAgentLost},
 	{ErrDeadline, v1alpha1.ReasonDeadlineExceeded},
 	{context.DeadlineExceeded, v1alpha1.ReasonDeadlineExceeded},
 	{context.Canceled, v1alpha1.ReasonCanceled},
@@ -63,6 +65,8 @@ var reasons = []struct {
 	{session.ErrDeadlineExceeded, v1alpha1.ReasonDeadlineExceeded},
 	{session.ErrMachineGoesDown, v1alpha1.ReasonNodeRebooted},
 	{session.ErrABI, v1alpha1.ReasonModuleRejected},
+	{session.ErrBusy, v1alpha1.ReasonNodeBusy},
+	{session.ErrNotPermitted, v1alpha1.ReasonNotPermitted},
 
 	{kdump.ErrReadBack, v1alpha1.ReasonVerifyFailed},
 	{blockdev.ErrIO, v1alpha1.ReasonIOError},
@@ -70,6 +74,9 @@ var reasons = []struct {
 
 // Reason of the API for an error of Dump.
 func Reason(err error) string {
+	if before := (*failedBefore)(nil); errors.As(err, &before) {
+		return before.reason()
+	}
 	for _, r := range reasons {
 		if errors.Is(err, r.err) {
 			return r.reason

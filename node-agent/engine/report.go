@@ -73,6 +73,8 @@ type Report struct {
 	MaxPFN      uint64       `json:"max_pfn"`
 	RAMPages    uint64       `json:"ram_pages"`
 	Steps       []StepReport `json:"steps"`
+	// Takeovers is how often another process went on with the dump.
+	Takeovers int `json:"takeovers,omitempty"`
 
 	failure session.Failure
 	classes [session.NumClasses]uint64

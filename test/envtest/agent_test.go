@@ -120,7 +120,10 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 		},
 		Unload:       func() error { return nil },
 		SessionAlive: func() (bool, error) { return memory.Open(), nil },
-		Clock:        clock.RealClock{}, Log: discard,
+		// These sessions end with their process.
+		Session: func() (string, bool, error) { return "", false, nil },
+		Abandon: func(context.Context, string) (bool, error) { return false, nil },
+		Clock:   clock.RealClock{}, Log: discard,
 	}
 	w.must(p.agent.SetupWithManager(manager))
 	var running sync.WaitGroup

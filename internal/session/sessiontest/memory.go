@@ -40,11 +40,15 @@ type Memory struct {
 	// OnNext is called with the number of pages reported so far, before every batch.
 	OnNext func(reported uint64)
 
+	// OnAcknowledge is called with the pages before every acknowledgement; its error is that of the acknowledgement.
+	OnAcknowledge func([]session.Page) error
+
 	mu       sync.Mutex
 	sessions int
 	open     bool
 	frozen   bool
 	thaws    int
+	orphan   *state // frozen, and its owner is gone
 }
 
 // Sessions is how many sessions were opened.
@@ -55,6 +59,20 @@ func (m *Memory) Frozen() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.froz
 
 // Open says whether a session is open now.
 func (m *Memory) Open() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.open }
+
+// Orphaned says whether frozen memory waits for another owner.
+func (m *Memory) Orphaned() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.orphan != nil }
+
+// EndGrace thaws memory that nobody has taken over.
+func (m *Memory) EndGrace() {
+	m.mu.Lock()
+	orphan := m.orphan
+	m.orphan = nil
+	m.mu.Unlock()
+	if orphan != nil {
+		m.thaw()
+	}
+}
 
 // Thaws counts how often frozen memory was thawed.
 func (m *Memory) Thaws() int { m.mu.Lock(); defer m.mu.Unlock(); return m.thaws }
@@ -68,41 +86,59 @@ func (m *Memory) NewSession() (session.Session, error) {
 	}
 	m.open = true
 	m.sessions++
-	return &fake{m: m}, nil
+	return &fake{m: m, state: &state{}}, nil
 }
 
 type fake struct {
-	m *Memory
+	m      *Memory
+	mu     sync.Mutex
+	closed bool
+	*state
+}
 
-	mu       sync.Mutex
+// state is what outlives an owner.
+type state struct {
 	state    session.State
 	options  session.Options
+	prepared session.Prepared
+	frozen   session.Frozen
 	queue    []uint64
+	out      map[uint64]bool // handed out and not acknowledged
 	snapshot map[uint64][]byte
 	reported uint64
-	lost     uint64
+	acked    uint64
+	lost     map[uint64]bool
 	failure  session.Failure
 	classes  [session.NumClasses]uint64
 	toDump   uint64
-	closed   bool
 }
 
 func (f *fake) Prepare(o session.Options) (session.Prepared, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state != session.StateIdle || f.closed {
+	if f.state.state != session.StateIdle || f.closed {
 		return session.Prepared{}, errors.New("sessiontest: prepare: wrong state")
 	}
 	if f.m.PrepareError != nil {
 		return session.Prepared{}, f.m.PrepareError
 	}
-	f.state, f.options = session.StatePrepared, o
+	if o.Keep && o.Acks || o.Grace > 0 && o.UUID == [16]byte{} {
+		return session.Prepared{}, fmt.Errorf("sessiontest: prepare: %w", session.ErrABI)
+	}
+	f.m.mu.Lock()
+	busy := f.m.orphan != nil
+	f.m.mu.Unlock()
+	if busy {
+		return session.Prepared{}, fmt.Errorf("sessiontest: prepare: %w", session.ErrBusy)
+	}
+	f.state.state, f.options = session.StatePrepared, o
 	var maxPFN uint64
 	for pfn := range f.m.Pages {
 		maxPFN = max(maxPFN, pfn+1)
 	}
-	return session.Prepared{MaxPFN: maxPFN, RAMPages: uint64(len(f.m.Pages)), ReservePages: 64,
-		Took: time.Millisecond}, nil
+	f.prepared = session.Prepared{MaxPFN: maxPFN, RAMPages: uint64(len(f.m.Pages)), ReservePages: 64,
+		Took: time.Millisecond}
+	return f.prepared, nil
 }
 
 func (f *fake) class(pfn uint64) session.Class {
@@ -115,13 +151,14 @@ func (f *fake) class(pfn uint64) session.Class {
 func (f *fake) Freeze() (session.Frozen, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state != session.StatePrepared {
+	if f.state.state != session.StatePrepared {
 		return session.Frozen{}, errors.New("sessiontest: freeze: not prepared")
 	}
 	if f.m.FreezeError != nil {
 		return session.Frozen{}, f.m.FreezeError
 	}
-	f.state = session.StateFrozen
+	f.state.state = session.StateFrozen
+	f.out, f.lost = map[uint64]bool{}, map[uint64]bool{}
 	f.m.mu.Lock()
 	f.m.frozen = true
 	f.m.mu.Unlock()
@@ -141,8 +178,9 @@ func (f *fake) Freeze() (session.Frozen, error) {
 		f.queue[i], f.queue[i+7] = f.queue[i+7], f.queue[i]
 	}
 	f.toDump = uint64(len(f.queue))
-	return session.Frozen{CPUs: f.cpus(), Stop: 1500 * time.Microsecond, NotesBytes: uint64(len(f.notes())),
-		PagesToDump: f.toDump, ClassPages: f.classes, At: time.Unix(1700000000, 123456000)}, nil
+	f.state.frozen = session.Frozen{CPUs: f.cpus(), Stop: 1500 * time.Microsecond, NotesBytes: uint64(len(f.notes())),
+		PagesToDump: f.toDump, ClassPages: f.classes, At: time.Unix(1700000000, 123456000)}
+	return f.state.frozen, nil
 }
 
 func (f *fake) cpus() int { return max(1, f.m.CPUs) }
@@ -177,7 +215,7 @@ func (f *fake) notes() []byte {
 func (f *fake) Notes() (session.Notes, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state != session.StateFrozen {
+	if f.state.state != session.StateFrozen {
 		return session.Notes{}, errors.New("sessiontest: notes: not frozen")
 	}
 	if f.m.NotesError != nil {
@@ -198,7 +236,7 @@ func (f *fake) Next(data []byte, pages []session.Page) (int, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state != session.StateFrozen {
+	if f.state.state != session.StateFrozen {
 		return 0, errors.New("sessiontest: next: not frozen")
 	}
 	if f.m.NextError != nil && f.reported >= f.m.NextPages {
@@ -215,11 +253,14 @@ func (f *fake) Next(data []byte, pages []session.Page) (int, error) {
 		pages[n] = session.Page{PFN: pfn, Class: f.class(pfn), Flags: flags}
 		page := data[n*session.PageSize : (n+1)*session.PageSize]
 		if flags&session.PageLost != 0 {
-			f.lost++ // the buffer keeps what it held: a caller that uses it is wrong
+			f.lost[pfn] = true // the buffer keeps what it held: a caller that uses it is wrong
 		} else {
 			clear(page[copy(page, f.snapshot[pfn]):])
 		}
 		f.reported++
+		if f.options.Acks {
+			f.out[pfn] = true
+		}
 		n++
 	}
 	return n, nil
@@ -234,17 +275,60 @@ func (f *fake) Stats() (session.Stats, error) {
 			uncovered++
 		}
 	}
-	return session.Stats{State: f.state, Failure: f.failure, Stop: 1500 * time.Microsecond, StopAttempts: 1,
-		LostPages: f.lost, UncoveredPages: uncovered, PagesToDump: f.toDump, PagesReported: f.reported,
+	return session.Stats{State: f.state.state, PagesAcked: f.acked, Failure: f.failure, Stop: 1500 * time.Microsecond, StopAttempts: 1,
+		LostPages: uint64(len(f.lost)), UncoveredPages: uncovered, PagesToDump: f.toDump, PagesReported: f.reported,
 		ClassPages: f.classes, Faults: 7, Copies: 3, TablesSplit: 2, TablesJoined: 2}, nil
 }
 
-func (f *fake) thaw() {
+func (f *fake) Acknowledge(pages []session.Page) error {
+	if f.m.OnAcknowledge != nil {
+		if err := f.m.OnAcknowledge(pages); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state.state != session.StateFrozen || !f.options.Acks || len(pages) > session.MaxBatch {
+		return errors.New("sessiontest: acknowledge: not frozen, not asked for, or too many")
+	}
+	for _, p := range pages {
+		if f.out[p.PFN] {
+			delete(f.out, p.PFN)
+			f.acked++
+		}
+	}
+	return nil
+}
+
+func (f *fake) Takeover(uuid [16]byte) (session.Taken, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
-	if f.m.frozen {
-		f.m.frozen = false
-		f.m.thaws++
+	switch o := f.m.orphan; {
+	case o == nil && f.m.frozen:
+		return session.Taken{}, fmt.Errorf("sessiontest: takeover: %w", session.ErrOwnerAlive)
+	case o == nil:
+		return session.Taken{}, fmt.Errorf("sessiontest: takeover: %w", session.ErrNoSession)
+	case o.options.UUID != uuid:
+		return session.Taken{}, fmt.Errorf("sessiontest: takeover: %w", session.ErrOtherSession)
+	}
+	f.state, f.m.orphan = f.m.orphan, nil
+	for pfn := range f.out {
+		f.queue = append(f.queue, pfn)
+	}
+	f.reported -= uint64(len(f.out))
+	clear(f.out)
+	return session.Taken{Options: f.options, Prepared: f.prepared, Frozen: f.state.frozen, PagesReported: f.reported,
+		FrozenFor: time.Second}, nil
+}
+
+func (m *Memory) thaw() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.frozen {
+		m.frozen = false
+		m.thaws++
 	}
 }
 
@@ -257,10 +341,10 @@ func (f *fake) Thaw() error {
 	if f.m.ThawError != nil {
 		return f.m.ThawError
 	}
-	if f.state == session.StateFrozen || f.state == session.StatePrepared {
-		f.state = session.StateThawed
+	if f.state.state == session.StateFrozen || f.state.state == session.StatePrepared {
+		f.state.state = session.StateThawed
+		f.m.thaw()
 	}
-	f.thaw()
 	return nil
 }
 
@@ -271,9 +355,18 @@ func (f *fake) Close() error {
 		return errors.New("sessiontest: closed twice")
 	}
 	f.closed = true
-	f.thaw()
+	frozen := f.state.state == session.StateFrozen
+	if frozen && f.options.Grace > 0 {
+		f.m.mu.Lock()
+		f.m.orphan = f.state
+		f.m.mu.Unlock()
+	} else if frozen {
+		f.m.thaw()
+	}
 	f.m.mu.Lock()
 	f.m.open = false
 	f.m.mu.Unlock()
+	// Whoever still uses the file gets errors.
+	f.state = &state{state: session.StateThawed}
 	return nil
 }
