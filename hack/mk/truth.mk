@@ -6,11 +6,15 @@
 LOAD ?= fork,slab
 # Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap.
 BITE ?=
+# Point at which the process that makes a dump is killed, for another to go on with it: Acknowledged, Thawed, ...
+KILL ?=
+# Not empty: have crash and drgn judge a dump by the module as it is shipped, too.
+SHIPPED ?=
 # Dump level, makedumpfile's bits.
 LEVEL ?= 31
 
 .PHONY: test-truth
-test-truth: kmod kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
+test-truth: $(if $(SHIPPED),judge-tools) kmod kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/hidden ./test/truth/hidden
-	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -out out/truth
+	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -kill '$(KILL)' $(if $(SHIPPED),-shipped) -out out/truth

@@ -20,7 +20,7 @@ var checks = []check{
 	{"demo", "a dump while a workload runs, read by crash and drgn", (*Bench).demo},
 	{"bad-specs", "bad specs are refused at admission", (*Bench).badSpecs},
 	{"bad-targets", "a LiveDump that cannot be carried out says why, and nothing is written", (*Bench).badTargets},
-	{"agent-killed", "a killed agent leaves memory thawed and no dump behind", (*Bench).killedAgent},
+	{"agent-killed", "another agent goes on with the dump of one that was killed", (*Bench).killedAgent},
 }
 
 // Checks are the names that Check knows, in the order in which all can be run.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"livedump.io/internal/kdump"
@@ -236,6 +237,7 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 			return err
 		}
 	}
+	argv = b.takenOver(argv)
 	// Nothing may come and go through the guest's port meanwhile: its device writes memory, and nobody can tell which.
 	c := b.guest.Command(argv...)
 	c.LogFile = guestLog
@@ -271,6 +273,16 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 		}
 	}
 	return b.explain(ctx, run.List)
+}
+
+// takenOver makes one process begin the dump and die, and another go on with it, if that is asked for.
+func (b *bench) takenOver(argv []string) []string {
+	if b.o.kill == "" {
+		return argv
+	}
+	return append([]string{"sh", "-c", `echo "$0" >/tmp/die-at; s=` + uuid.NewString() + `
+		"$@" --session $s --takeover-grace 10m --die-at /tmp/die-at; [ $? = 137 ] || exit 99
+		exec "$@" --session $s --resume`, b.o.kill}, argv...)
 }
 
 // records are copied to a file first: a file of debugfs has no size.

@@ -44,6 +44,7 @@ type options struct {
 	level                 uint
 	keepMiB               int
 	words                 []string
+	kill                  string
 }
 
 // names splits a list; empty elements are none.
@@ -66,6 +67,7 @@ func main() {
 	flag.UintVar(&o.level, "dump-level", 31, "dump level, makedumpfile's `bits`")
 	flag.IntVar(&o.keepMiB, "keep", 256, "`MiB` of the guest's memory for content of the stop, to show what differs")
 	flag.BoolVar(&o.shipped, "shipped", false, "dump with the module as it is shipped too, and have the readers judge that dump")
+	flag.StringVar(&o.kill, "kill", "", "`point` at which the process that makes a dump dies, for another to go on (Acknowledged, Thawed, ...)")
 	words := flag.String("append", "", "`words` for the guest's kernel command line")
 	flag.Parse()
 	o.loads, o.bites, o.words = names(*loads), names(*bites), strings.Fields(*words)

@@ -68,7 +68,14 @@ func Files(ctx context.Context, kernel *guest.Kernel, bin string) ([]guest.File,
 		fmt.Fprintln(&list)
 	}
 	files = append(files, guest.File{Path: ModuleList, Data: []byte(list.String())})
-	for _, program := range mkfs {
+	programs, err := WithLibraries(ctx, mkfs[:]...)
+	return append(files, programs...), err
+}
+
+// WithLibraries are programs of this machine and the shared objects that they load.
+func WithLibraries(ctx context.Context, programs ...string) ([]guest.File, error) {
+	var files []guest.File
+	for _, program := range programs {
 		libraries, err := libraries(ctx, program)
 		if err != nil {
 			return nil, err

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command faults makes dumps in a guest with the module as it is shipped, while something goes wrong: the agent's process is
+// killed at each of its steps, its target fails, the clock jumps, memory runs short, the machine is reset. Each dump
+// has to be completed whole, by another process if need be, or to fail and say truly why; after each the page
+// tables must be what they were, and what lies on the target must be what was said of it. `make test-faults` runs it.
+//
+// It prints a table and writes OUT/faults.json.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"livedump.io/test/guest"
+	"livedump.io/test/trial"
+)
+
+const limit = 60 * time.Minute
+
+type options struct {
+	series, out, bin string
+	memoryMiB, cpus  int
+	only             *regexp.Regexp
+}
+
+// Row of the table.
+type Row struct {
+	Fault    string `json:"fault"`
+	Expected string `json:"expected"`
+	Seen     string `json:"seen"`
+	// TablesEqual: the kernel's page tables after it are those of before.
+	TablesEqual bool `json:"tables_equal"`
+	// Header is what block 0 of the target says: dump, in progress, failed, or empty.
+	Header string `json:"header"`
+	OK     bool   `json:"ok"`
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
+	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
+	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	flag.StringVar(&o.out, "out", "out/faults", "`directory` for logs")
+	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
+	only := flag.String("faults", "", "`regular expression`: only the faults whose name it matches")
+	flag.Parse()
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		fmt.Fprintf(os.Stderr, "faults: %v\n", err)
+		os.Exit(2)
+	}
+	trial.Run("test-faults", limit, func(ctx context.Context) (string, error) {
+		rows, err := run(ctx, o)
+		print(rows)
+		for _, r := range rows {
+			if !r.OK {
+				err = errors.Join(err, fmt.Errorf("%s: %s", r.Fault, r.Seen))
+			}
+		}
+		return fmt.Sprintf("%d faults", len(rows)), errors.Join(err, trial.WriteJSON(filepath.Join(filepath.Dir(o.out), "faults.json"), rows))
+	})
+}
+
+func run(ctx context.Context, o options) (rows []Row, err error) {
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return nil, err
+	}
+	kernel, err := guest.FetchKernel(ctx, o.series)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBench(ctx, o, kernel)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	for _, f := range faults {
+		if !o.only.MatchString(f.name) {
+			continue
+		}
+		row, err := b.fault(ctx, f)
+		if err != nil {
+			return append(rows, row), fmt.Errorf("%s: %w", f.name, err)
+		}
+		rows = append(rows, row)
+		trial.Step("%-34s %-12s %s", row.Fault, map[bool]string{true: "as expected", false: "UNEXPECTED"}[row.OK], row.Seen)
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("no fault has a name that matches %q", o.only)
+	}
+	return rows, b.guest.CheckConsole()
+}
+
+// print shows the rows as a table in Markdown, as docs/reliability.md has it.
+func print(rows []Row) {
+	yes := map[bool]string{true: "yes", false: "no"}
+	fmt.Println("\n| fault | expected | seen | page tables equal | block 0 | as expected |\n| --- | --- | --- | --- | --- | --- |")
+	for _, r := range rows {
+		fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", r.Fault, r.Expected, r.Seen, yes[r.TablesEqual], r.Header, yes[r.OK])
+	}
+	fmt.Println()
+}
