@@ -18,6 +18,7 @@ var version = "dev"
 
 const usage = `usage: livedump-controller [flags]   run the controller (--help lists the flags)
        livedump-controller hold      wait for SIGTERM; what a holder pod runs
+       livedump-controller read      write a part of a device or file; what "livedump fetch" executes in a reader pod
        livedump-controller --version
 `
 
@@ -33,6 +34,9 @@ func main() {
 			// The device is attached to the node as long as this process lives; it is never opened.
 			<-ctx.Done()
 			return nil
+		}
+		if len(args) > 0 && args[0] == "read" {
+			return read(args[1:], os.Stdout)
 		}
 		return run(ctx, args, os.Stdout)
 	}()

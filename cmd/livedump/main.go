@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command livedump looks at dumps: what they are, and whether they are whole; and converts them.
+// Command livedump looks at dumps: what they are, and whether they are whole; converts and decrypts them, and fetches them from a
+// cluster. By the name of kubectl-livedump it is a plugin of kubectl.
 package main
 
 import (
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -56,15 +58,24 @@ func main() {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "livedump",
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: programName(os.Args[0])},
 		Short:         "Look at dumps of live kernels",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          exactArgs(0),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newInspect(), newVerify(), newConvert(), newDecrypt(), newDmesg(), newVersion())
+	root.AddCommand(newInspect(), newVerify(), newConvert(), newDecrypt(), newFetch(), newDmesg(), newVersion())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return wrongUsage{err} })
 	return root
+}
+
+// programName is "kubectl livedump" for the kubectl plugin, which is this program by another name.
+func programName(arg0 string) string {
+	if filepath.Base(arg0) == "kubectl-livedump" {
+		return "kubectl livedump"
+	}
+	return "livedump"
 }
 
 func newVersion() *cobra.Command {

@@ -20,4 +20,4 @@ demo-stop: ## Stop a demo that KEEP=1 left up
 	@hack/demo-stop out/demo
 
 test-cluster: demo-parts ## The demo's path and what must happen when things go wrong, in one cluster
-	@bin/test/demo -kernel $(KERNEL) -out out/test-cluster -checks demo,bad-specs,bad-targets,agent-killed $(if $(filter 1,$(KEEP)),-keep)
+	@bin/test/demo -kernel $(KERNEL) -out out/test-cluster -checks demo,fetch,bad-specs,bad-targets,agent-killed $(if $(filter 1,$(KEEP)),-keep)

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"livedump.io/controllers"
+	"livedump.io/internal/fetch"
 )
 
 // rendered are the objects of a release, by kind and name.
@@ -266,6 +267,9 @@ func TestHoldersHaveNoNetwork(t *testing.T) {
 		}
 		if !selector.Matches(labels.Set(controllers.HolderLabels())) {
 			t.Errorf("%s: the policy selects %s, and holders have %v", namespace, selector, controllers.HolderLabels())
+		}
+		if !selector.Matches(labels.Set(fetch.ReaderLabels())) {
+			t.Errorf("%s: the policy selects %s, and readers have %v", namespace, selector, fetch.ReaderLabels())
 		}
 	}
 	for key := range mustTemplate(t, "--set=networkPolicies.enabled=false") {

@@ -214,3 +214,12 @@ func (c *Cluster) tool(ctx context.Context, name string, stdin io.Reader, args .
 	}
 	return stdout.String(), nil
 }
+
+// User makes credentials of a user without any rights, and gives the kubeconfig with them.
+func (c *Cluster) User(name string) (kubeconfig string, err error) {
+	config, err := clientcmd.LoadFromFile(c.Kubeconfig)
+	if err != nil {
+		return "", err
+	}
+	return c.pki.kubeconfig("user-"+name, config.Clusters[config.Contexts[config.CurrentContext].Cluster].Server, name)
+}
