@@ -11,6 +11,8 @@ import (
 	"os"
 
 	ctrl "sigs.k8s.io/controller-runtime"
+
+	"livedump.io/internal/fetch/reader"
 )
 
 // version is set at link time.
@@ -36,7 +38,11 @@ func main() {
 			return nil
 		}
 		if len(args) > 0 && args[0] == "read" {
-			return read(args[1:], os.Stdout)
+			err := reader.Run(args[1:], os.Stdout)
+			if errors.Is(err, reader.ErrUsage) {
+				err = usageError{err}
+			}
+			return err
 		}
 		return run(ctx, args, os.Stdout)
 	}()

@@ -9,19 +9,19 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/agefile"
+	"livedump.io/internal/fetch/reader"
 	"livedump.io/internal/kdump"
 )
 
@@ -105,7 +105,7 @@ func (f *Fetcher) copy(ctx context.Context, pod *corev1.Pod, s source, offset, l
 	request := f.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
 			Container: containerName, Stdout: true, Stderr: true,
-			Command: []string{controller, "read", "--offset", strconv.FormatInt(offset, 10), "--length", strconv.FormatInt(length, 10), place},
+			Command: append([]string{controller, "read"}, reader.Args(place, offset, length)...),
 		}, scheme.ParameterCodec)
 	overSPDY, err := remotecommand.NewSPDYExecutor(f.Config, "POST", request.URL())
 	if err != nil {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package reader is what "livedump fetch" has executed in a pod that mounts the claim.
+package reader
 
 import (
 	"errors"
@@ -8,22 +9,28 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 )
 
-// read writes a part of a file or a device: "livedump fetch" has it executed in a pod that mounts the claim.
-func read(args []string, out io.Writer) error {
-	flags := flag.NewFlagSet("livedump-controller read", flag.ContinueOnError)
-	flags.SetOutput(out)
+// ErrUsage: the arguments are wrong.
+var ErrUsage = errors.New("usage: livedump-controller read --offset BYTE --length BYTES FILE")
+
+// Args ask Run for a part of a file.
+func Args(file string, offset, length int64) []string {
+	return []string{"--offset", strconv.FormatInt(offset, 10), "--length", strconv.FormatInt(length, 10), file}
+}
+
+// Run writes a part of a file or a device to out.
+func Run(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("read", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	offset := flags.Int64("offset", 0, "first `byte`")
 	length := flags.Int64("length", 0, "how many `bytes`")
 	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil
-		}
-		return usageError{err}
+		return fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	if flags.NArg() != 1 || *offset < 0 || *length <= 0 {
-		return usageError{errors.New("usage: livedump-controller read --offset BYTE --length BYTES FILE")}
+		return ErrUsage
 	}
 	f, err := os.Open(flags.Arg(0))
 	if err != nil {
