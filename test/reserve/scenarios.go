@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"livedump.io/internal/session"
-	"livedump.io/test/guest"
+	"livedump.io/test/pagetables"
 	"livedump.io/test/trial"
 )
 
@@ -73,7 +73,8 @@ func (b *bench) test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return before.Compare(after, guest.StableRegions...)
+	_, err = pagetables.CompareLive(before, after)
+	return err
 }
 
 // check collects what is not as it should be.

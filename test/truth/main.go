@@ -95,6 +95,10 @@ func run(ctx context.Context, o options) (r *Report, err error) {
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	r = &Report{Kernel: kernel.Release, MemoryMiB: o.memoryMiB, CPUs: o.cpus, KVM: guest.UsesKVM(), DumpLevel: o.level}
+	// Now: loads put code into memory, and that breaks up leaves of the direct map for good.
+	if r.Machine, err = b.guest.Machine(ctx); err != nil {
+		return nil, err
+	}
 	err = b.all(ctx, r)
 	if o.shipped {
 		err = errors.Join(err, b.shippedToo(ctx, r, kernel))

@@ -44,9 +44,10 @@ type Report struct {
 	// Bites says for each range that was left uncovered on purpose how many pages differed.
 	Bites map[string]uint64 `json:"bites,omitempty"`
 	Runs  []*Run            `json:"runs"`
-	// Machine and Shipped are there with -shipped only.
-	Machine *guest.Machine `json:"machine,omitempty"`
-	Shipped *Shipped       `json:"shipped,omitempty"`
+	// Machine is the guest as it was before the first load.
+	Machine *guest.Machine `json:"machine"`
+	// Shipped is there with -shipped only.
+	Shipped *Shipped `json:"shipped,omitempty"`
 }
 
 // total sums up the runs that were not spoilt.

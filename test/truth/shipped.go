@@ -38,9 +38,6 @@ type Shipped struct {
 // shippedToo makes the dump, ends the guest, and has the dump judged.
 func (b *bench) shippedToo(ctx context.Context, r *Report, kernel *guest.Kernel) error {
 	var err error
-	if r.Machine, err = b.guest.Machine(ctx); err != nil {
-		return err
-	}
 	if r.Shipped, err = b.shipped(ctx); err != nil {
 		return err
 	}
