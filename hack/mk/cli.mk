@@ -8,13 +8,11 @@ build-cli: ## Build bin/livedump (inspect, verify, convert, decrypt, dmesg, fetc
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/livedump ./cmd/livedump
 	@ln -sfn livedump bin/kubectl-livedump
 
-# How long each fuzz target runs.
+# How long each fuzz target runs, and which; all if it is empty.
 FUZZTIME ?= 60s
-fuzz: ## Feed the readers of dumps and logs and the compressor with garbage, each for FUZZTIME
-	@go test ./internal/zstdpage -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
-	@go test ./internal/printk -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
-	@go test ./internal/kdump -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
-	@go test ./internal/agefile -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+FUZZ ?=
+fuzz: ## Feed every parser with garbage, each for FUZZTIME (or only the target FUZZ)
+	@hack/fuzz $(FUZZTIME) $(FUZZ)
 
 # The readers of KERNEL's dumps on memory that QEMU dumped, without the module.
 .PHONY: test-format

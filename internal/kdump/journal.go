@@ -295,7 +295,7 @@ func (j *journal) writeBlob(kind segmentKind, blob []byte) error {
 	if err != nil {
 		return err
 	}
-	return j.write(s, body.b[:roundUp(max(1, s.body), PageSize)])
+	return j.write(s, body.b[:s.bodyBytes()]) // nothing of an empty one: it has no room
 }
 
 // write puts a segment below the one before, and returns when it is on stable storage.

@@ -205,8 +205,8 @@ func writeMarker(out Output, r Record) error {
 	}
 	defer buf.free()
 	r.marker(buf.b)
-	if _, err := out.WriteAt(buf.b, 0); err != nil {
-		return &WriteError{Offset: 0, Length: PageSize, Err: err}
+	if err := writeAt(out, buf.b, 0); err != nil {
+		return err
 	}
 	if err := out.Sync(); err != nil {
 		return fmt.Errorf("syncing block 0: %w", err)

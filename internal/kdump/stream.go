@@ -5,6 +5,7 @@ package kdump
 import (
 	"crypto/sha256"
 	"errors"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -142,7 +143,7 @@ func (d *disk) writtenTo(end int64) int64 {
 func writeAt(out Output, b []byte, offset int64) error {
 	n, err := out.WriteAt(b, offset)
 	if err == nil && n < len(b) {
-		err = errors.New("short write")
+		err = io.ErrShortWrite
 	}
 	if err == nil {
 		return nil

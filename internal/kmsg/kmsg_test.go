@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -59,4 +60,14 @@ func TestTail(t *testing.T) {
 	if got, err := tail.Messages(mark, Warning); err != nil || len(got) > 0 {
 		t.Errorf("second look: %q, %v", got, err)
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("3,100,5,-;livedump: Xen PV\n SUBSYSTEM=x\n", "livedump: ", 4)
+	f.Fuzz(func(t *testing.T, record, prefix string, level int) {
+		message, ok := parse(record, prefix, level)
+		if !strings.Contains(record, message) || ok && strings.Contains(message, "\n") {
+			t.Errorf("%q of %q", message, record)
+		}
+	})
 }

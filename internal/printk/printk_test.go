@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,26 @@ func FuzzRead(f *testing.F) {
 			_, _ = read(b, ringInfo)
 		} else {
 			_, _ = read(b, oldInfo)
+		}
+	})
+}
+
+// FuzzInfo has a VMCOREINFO that says anything of where the parts of the log are.
+func FuzzInfo(f *testing.F) {
+	ring := newRing([]string{"one", "two", strings.Repeat("three", 20), "four"}, func(int) uint64 { return finalized })
+	old := newOld([]string{"one", strings.Repeat("two", 60), "three"})
+	f.Add([]byte(ringInfo), ring[0x1000:0x5400])
+	f.Add([]byte(oldInfo), old[0x1000:0x3400])
+	f.Fuzz(func(t *testing.T, info, mem []byte) {
+		b := make([]byte, memBytes)
+		copy(b[0x1000:], mem)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _ = read(b, string(info))
+		runtime.ReadMemStats(&after)
+		// The memory has 64 KiB; no message of it takes more, and there are not more of them than bytes.
+		if n := after.TotalAlloc - before.TotalAlloc; n > 256<<20 {
+			t.Errorf("%d bytes of memory", n)
 		}
 	})
 }
