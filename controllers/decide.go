@@ -30,6 +30,9 @@ const (
 	deletionGrace = 60 * time.Second
 )
 
+// holderLag is how long a holder that was created may take to be seen in the cache.
+const holderLag = 3 * time.Second
+
 // want is what is to be done about a thing that may or may not exist.
 type want int
 
@@ -73,6 +76,14 @@ func decide(o *observation) decision {
 	if found.accepted.state == fine && !deleting(o.dump) {
 		d.holder = holderStep(o)
 	}
+	if at := o.dump.Status.StartTime; d.holder == ensure && !o.whole && at != nil && o.now.Sub(at.Time) < holderLag {
+		// It was asked for a moment ago, and the cache does not show it yet.
+		d.holder, d.lookAgain = leave, holderLag
+	}
+	if !o.whole && !begun(o.dump) && sameButMessages(o.dump.Status, d.status) {
+		// Pods on their way say something else every moment. The next look tells what lasts.
+		d.status = o.dump.Status
+	}
 	if inLine(o.dump) && found.accepted.state == pending {
 		d.lookAgain = lineLook
 	}
@@ -82,8 +93,8 @@ func decide(o *observation) decision {
 
 // weighs says whether the decision, made at a glance, is one that takes a look at all there is.
 func (d decision) weighs(o *observation) bool {
-	if o.whole || ended(o.dump) {
-		return false
+	if o.whole || ended(o.dump) || reportedEnd(o) != nil {
+		return false // there is nothing more to see, or the agent's word is all that counts
 	}
 	was, is := o.dump.Status, d.status
 	readyBy := func(s v1alpha1.LiveDumpStatus) string {
@@ -118,8 +129,7 @@ func examine(o *observation) findings {
 	f := unchecked
 	if canceled(o.dump) {
 		// It is not to begin, so nothing needs to be checked, and nothing is said of what was not.
-		return findings{accepted: kept(o.dump, v1alpha1.ConditionAccepted), target: kept(o.dump, v1alpha1.ConditionTargetReady),
-			agent: kept(o.dump, v1alpha1.ConditionAgentReady)}
+		return keptFindings(o.dump)
 	}
 	if f.accepted = checkNamespace(o); f.accepted.state == failed {
 		return f
@@ -146,6 +156,12 @@ func examine(o *observation) findings {
 	}
 	f.agent = checkAgent(o)
 	return f
+}
+
+// keptFindings are the conditions as they stand.
+func keptFindings(dump *v1alpha1.LiveDump) findings {
+	return findings{accepted: kept(dump, v1alpha1.ConditionAccepted), target: kept(dump, v1alpha1.ConditionTargetReady),
+		agent: kept(dump, v1alpha1.ConditionAgentReady)}
 }
 
 // examineAtAGlance leaves the claim as the last look found it. What it says of namespace and node stands already.

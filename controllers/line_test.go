@@ -244,3 +244,24 @@ func TestGlancesAreFree(t *testing.T) {
 		})
 	}
 }
+
+// One that ended while nobody waited for its node must not keep the node for those who come then.
+func TestEndIsSeenThoughNobodyLooked(t *testing.T) {
+	o := fresh()
+	first := waitingDump("node", 1)
+	o.dump = waitingDump("node", 2)
+	r := reconcilerOn(t, interceptor.Funcs{}, first, o.dump, o.node)
+	if err := r.takeTurn(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.takeTurn(t.Context(), o.dump); !errors.Is(err, errNotItsTurn) {
+		t.Fatalf("while the first runs: %v", err)
+	}
+	over := first.DeepCopy()
+	over.Status.StartTime = &metav1.Time{Time: start}
+	over.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionSucceeded, Status: metav1.ConditionTrue}}
+	r.Cache = reconcilerOn(t, interceptor.Funcs{}, over, o.dump, o.node).Reader
+	if err := r.takeTurn(t.Context(), o.dump); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}

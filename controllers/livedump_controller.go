@@ -90,6 +90,7 @@ func (r *LiveDumpReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	// controller, agent and kernel alike.
 	session := string(seen.dump.UID)
 	ctx = log.IntoContext(ctx, log.FromContext(ctx).WithValues("session", session))
+	r.turns.settle(seen.dump)
 	next := decide(seen)
 	if next.weighs(seen) || r.turns.lookIsDue(seen) {
 		if seen, err = r.look(ctx, seen); err == nil && seen == nil {

@@ -152,7 +152,7 @@ func (r *LiveDumpReconciler) observeOthers(ctx context.Context, o *observation, 
 	}
 	r.turns.mu.Lock()
 	defer r.turns.mu.Unlock()
-	o.others = r.turns.overlay(others, o.dump, r.Clock.Now())
+	o.others = r.turns.overlay(ctx, r.cache(), others, o.dump, r.Clock.Now())
 	return nil
 }
 

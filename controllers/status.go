@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -95,6 +96,18 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 		status.Target = targetOf(o, f.target)
 	}
 	return status
+}
+
+// sameButMessages says whether two statuses of a LiveDump that goes on differ in nothing but messages.
+func sameButMessages(a, b v1alpha1.LiveDumpStatus) bool {
+	silent := func(s v1alpha1.LiveDumpStatus) v1alpha1.LiveDumpStatus {
+		s.Conditions = slices.Clone(s.Conditions)
+		for i := range s.Conditions {
+			s.Conditions[i].Message = ""
+		}
+		return s
+	}
+	return len(a.Conditions) > 0 && equality.Semantic.DeepEqual(silent(a), silent(b))
 }
 
 func setCondition(status *v1alpha1.LiveDumpStatus, o *observation, conditionType string, f finding) {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -56,7 +57,7 @@ func (r *LiveDumpReconciler) takeTurn(ctx context.Context, dump *v1alpha1.LiveDu
 	if err != nil {
 		return err
 	}
-	o := &observation{dump: dump, maxConcurrent: r.MaxConcurrent, others: t.overlay(others, dump, r.Clock.Now())}
+	o := &observation{dump: dump, maxConcurrent: r.MaxConcurrent, others: t.overlay(ctx, r.cache(), others, dump, r.Clock.Now())}
 	if checkLine(o).state != fine || claimRival(o) != nil {
 		return errNotItsTurn
 	}
@@ -116,8 +117,18 @@ func (t *turns) seed(ctx context.Context, reader client.Reader, now time.Time) e
 // cacheLag is after how long a LiveDump that the cache does not have at all is taken for deleted.
 const cacheLag = time.Minute
 
-// overlay puts what is noted here over what the cache shows.
-func (t *turns) overlay(others []*v1alpha1.LiveDump, self *v1alpha1.LiveDump, now time.Time) []*v1alpha1.LiveDump {
+// settle drops what is noted of a LiveDump that the cache shows as begun or ended.
+func (t *turns) settle(dump *v1alpha1.LiveDump) {
+	if dump.Status.StartTime == nil && !ended(dump) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.begun, dump.UID)
+}
+
+// overlay puts what is noted here over what the cache shows, others being the LiveDumps that have not ended.
+func (t *turns) overlay(ctx context.Context, cache client.Reader, others []*v1alpha1.LiveDump, self *v1alpha1.LiveDump, now time.Time) []*v1alpha1.LiveDump {
 	shown := make(map[types.UID]bool, len(others))
 	for i, other := range others {
 		shown[other.UID] = true
@@ -134,7 +145,10 @@ func (t *turns) overlay(others []*v1alpha1.LiveDump, self *v1alpha1.LiveDump, no
 		if uid == self.UID || shown[uid] {
 			continue
 		}
-		if now.Sub(noted.since) > cacheLag {
+		// It may have ended in the cache, or not be there yet.
+		is := &v1alpha1.LiveDump{}
+		err := cache.Get(ctx, client.ObjectKeyFromObject(noted.dump), is)
+		if err == nil && (is.UID != uid || ended(is)) || now.Sub(noted.since) > cacheLag && apierrors.IsNotFound(err) {
 			delete(t.begun, uid)
 			continue
 		}

@@ -21,11 +21,13 @@ var version = "dev"
 const usage = `usage: livedump-controller [flags]   run the controller (--help lists the flags)
        livedump-controller hold      wait for SIGTERM; what a holder pod runs
        livedump-controller read      write a part of a device or file; what "livedump fetch" executes in a reader pod
+       livedump-controller uninstall [flags]
+                                     end all LiveDumps and leave nothing behind; run it before the release is removed
        livedump-controller --version
 `
 
 func main() {
-	// Both subcommands end on SIGTERM and SIGINT.
+	// All of them end on SIGTERM and SIGINT.
 	ctx := ctrl.SetupSignalHandler()
 	err := func() error {
 		args := os.Args[1:]
@@ -43,6 +45,9 @@ func main() {
 				err = usageError{err}
 			}
 			return err
+		}
+		if len(args) > 0 && args[0] == "uninstall" {
+			return uninstall(ctx, args[1:], os.Stdout)
 		}
 		return run(ctx, args, os.Stdout)
 	}()

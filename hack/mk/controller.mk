@@ -12,9 +12,9 @@ build-controller: ## Build bin/livedump-controller (static)
 
 test-controller: verify-generate build-controller ## Test the API, the controller and the admission policies against a real API server
 	@go test ./api/... ./controllers/... ./cmd/livedump-controller/...
-	@hack/tools/build etcd kube-apiserver kubectl helm
+	@hack/tools/build etcd kube-apiserver kubectl helm kube-controller-manager
 	@KUBEBUILDER_ASSETS=$$(hack/tools/path --assets) HELM=$$(hack/tools/path helm) \
-		CONTROLLER=$(CURDIR)/bin/livedump-controller $(ENVTEST) \
+		CONTROLLER_MANAGER=$$(hack/tools/path kube-controller-manager) CONTROLLER=$(CURDIR)/bin/livedump-controller $(ENVTEST) \
 		go test -tags envtest -count=1 ./test/envtest/...
 
 test-chart: ## Lint the chart, check its schema, and what it renders

@@ -20,6 +20,7 @@ kube-scheduler           kubernetes      k8s.io/kubernetes/cmd/kube-scheduler   
 kubelet                  kubernetes      k8s.io/kubernetes/cmd/kubelet                     k8s.io/kubernetes
 helm                     helm            helm.sh/helm/v4/cmd/helm                          helm.sh/helm/v4
 versitygw                s3              github.com/versity/versitygw/cmd/versitygw        github.com/versity/versitygw
+kwok                     kwok            sigs.k8s.io/kwok/cmd/kwok                         sigs.k8s.io/kwok
 '
 
 column() { # binary number

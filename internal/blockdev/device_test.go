@@ -359,3 +359,74 @@ func TestLeftByLivedump(t *testing.T) {
 	write(t, path, 2000, "x")
 	refused(t, path, file, Need{Policy: IfEmptyOrLiveDump}, ErrNotEmpty)
 }
+
+// A device that another one is built on, by the real device mapper.
+func TestHeld(t *testing.T) {
+	path, file := blockdevtest.Loop(t, 8*mib)
+	blockdevtest.Linear(t, path, 8*mib)
+	refused(t, path, file, Need{Policy: Never}, ErrHeld)
+	// The kernel's own lock says the same to whoever does not look at the holders.
+	h := LocalHost
+	h.Sys = sysWithoutHolders(t, path)
+	if _, err := Open(context.Background(), h, resolve(t, path), Need{Policy: Never}); !errors.Is(err, ErrInUse) {
+		t.Errorf("without a look at the holders: got %v, want %v", err, ErrInUse)
+	}
+}
+
+// sysWithoutHolders is a sysfs that knows one device, and nothing that is built on it.
+func sysWithoutHolders(t *testing.T, device string) string {
+	t.Helper()
+	sys := t.TempDir()
+	dir := filepath.Join(sys, "dev/block", resolve(t, device).String())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "uevent"), []byte("DEVNAME="+filepath.Base(device)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return sys
+}
+
+// Between finding a device and opening it, its node may come to be that of another device.
+func TestWrongDeviceBehindTheNode(t *testing.T) {
+	meant, meantFile := blockdevtest.Loop(t, 8*mib)
+	other, otherFile := blockdevtest.Loop(t, 8*mib)
+	h := LocalHost
+	h.Root = t.TempDir()
+	if err := os.Mkdir(filepath.Join(h.Root, "dev"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	id := resolve(t, other)
+	if err := unix.Mknod(filepath.Join(h.Root, "dev", filepath.Base(meant)), unix.S_IFBLK|0o600, int(unix.Mkdev(id.Major, id.Minor))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.openNode(resolve(t, meant), filepath.Base(meant), unix.O_RDONLY); !errors.Is(err, ErrNotBlock) || !strings.Contains(err.Error(), "is not the node of") {
+		t.Errorf("opening the node: %v", err)
+	}
+	if d, err := Open(context.Background(), h, resolve(t, meant), Need{Policy: Never}); err == nil {
+		d.Close()
+		t.Error("a device was opened by the node of another one")
+	}
+	for _, file := range []string{meantFile, otherFile} {
+		if content, err := os.ReadFile(file); err != nil || len(bytes.TrimLeft(content, "\x00")) != 0 {
+			t.Errorf("%s was written to (%v)", file, err)
+		}
+	}
+}
+
+// Somebody who has claimed the device without mounting it, and somebody who only keeps it locked.
+func TestClaimedByAnother(t *testing.T) {
+	path, file := blockdevtest.Loop(t, 8*mib)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, path, file, Need{Policy: IfEmptyOrLiveDump}, ErrInUse)
+	unix.Close(fd)
+	d, err := open(t, path, Need{Policy: IfEmptyOrLiveDump})
+	if err != nil {
+		t.Errorf("after it was given up: %v", err)
+	} else if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -107,10 +109,33 @@ func TestControllerIsRestricted(t *testing.T) {
 	if container.Image != "r/c:t1" || container.ImagePullPolicy != corev1.PullNever {
 		t.Errorf("image %s, %s", container.Image, container.ImagePullPolicy)
 	}
-	for _, arg := range []string{"--holder-image=r/c:t1", "--holder-image-pull-policy=Never", "--namespaces=livedump-system"} {
+	for _, arg := range []string{"--holder-image=r/c:t1", "--holder-image-pull-policy=Never", "--namespaces=livedump-system", "--max-concurrent-dumps=0"} {
 		if !slices.Contains(container.Args, arg) {
 			t.Errorf("no %s in %v", arg, container.Args)
 		}
+	}
+}
+
+// Before the release is removed its LiveDumps are ended, by the controller's binary with the controller's rights.
+func TestUninstallJob(t *testing.T) {
+	args := []string{"--set-string=controller.image.repository=r/c,controller.image.tag=t1", "--set=uninstall.patienceSeconds=33,controller.hostNetwork=true,controller.nodeSelector.pool=infra"}
+	objects := mustTemplate(t, args...)
+	job := as[batchv1.Job](t, objects, "Job/livedump-uninstall")
+	if job.Annotations["helm.sh/hook"] != "pre-delete" || *job.Spec.ActiveDeadlineSeconds != 153 {
+		t.Errorf("annotations %v, deadline %d", job.Annotations, *job.Spec.ActiveDeadlineSeconds)
+	}
+	controller := as[appsv1.Deployment](t, objects, "Deployment/livedump-controller").Spec.Template.Spec
+	pod := job.Spec.Template.Spec
+	container := pod.Containers[0]
+	if container.Image != "r/c:t1" || !slices.Equal(container.Command, []string{"/livedump-controller", "uninstall", "--patience=33s"}) {
+		t.Errorf("image %s, command %v", container.Image, container.Command)
+	}
+	if pod.ServiceAccountName != controller.ServiceAccountName || !pod.HostNetwork || !reflect.DeepEqual(pod.NodeSelector, controller.NodeSelector) ||
+		!reflect.DeepEqual(pod.SecurityContext, controller.SecurityContext) || !reflect.DeepEqual(container.SecurityContext, controller.Containers[0].SecurityContext) {
+		t.Errorf("the job's pod differs from the controller's: %+v", pod)
+	}
+	if _, there := mustTemplate(t, "--set=uninstall.enabled=false")["Job/livedump-uninstall"]; there {
+		t.Error("the job is rendered though it is not wanted")
 	}
 }
 
@@ -302,6 +327,8 @@ func TestBadValues(t *testing.T) {
 		"relative kubelet":    {"agent.kubeletDir=var/lib/kubelet", "kubeletDir"},
 		"no time to thaw":     {"agent.terminationGracePeriodSeconds=0", "terminationGracePeriodSeconds"},
 		"bad log level":       {"controller.logLevel=loud", "logLevel"},
+		"negative limit":      {"controller.maxConcurrentDumps=-1", "maxConcurrentDumps"},
+		"no patience":         {"uninstall.patienceSeconds=0", "patienceSeconds"},
 		"bad update strategy": {"agent.updateStrategy.type=Recreate", "updateStrategy"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -333,6 +360,9 @@ func TestNotesWarnWithoutPolicies(t *testing.T) {
 		return after
 	}
 	if got := notes(); !strings.Contains(got, "livedump-system") || strings.Contains(got, "WARNING") {
+		t.Errorf("notes: %s", got)
+	}
+	if got := notes("--set=uninstall.enabled=false"); !strings.Contains(got, "uninstalling") || !strings.Contains(got, "WARNING") {
 		t.Errorf("notes: %s", got)
 	}
 	if got := notes("--set=admissionPolicies.enabled=false"); !strings.Contains(got, "WARNING") {

@@ -34,3 +34,49 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "livedump.namespaces" -}}
 {{- default (list .Release.Namespace) .Values.namespaces | sortAlpha | toJson -}}
 {{- end -}}
+
+{{- /* What pods that run the controller's binary have in common: its account and its place, and the restricted profile. */ -}}
+{{- define "livedump.controllerPod" -}}
+serviceAccountName: {{ include "livedump.fullname" . }}-controller
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.controller.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if .Values.controller.hostNetwork }}
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
+enableServiceLinks: false
+nodeSelector:
+  kubernetes.io/os: linux
+  # The one binary there is, which holder pods run as well.
+  kubernetes.io/arch: amd64
+  {{- with .Values.controller.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.controller.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.controller.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- define "livedump.restrictedContainer" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
