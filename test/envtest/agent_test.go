@@ -95,7 +95,10 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{memory: memory, target: target, stop: cancel}
-	discard := slog.New(slog.DiscardHandler)
+	log := slog.New(slog.DiscardHandler)
+	if a.log != nil {
+		log = a.log
+	}
 	p.agent = &nodeagent.Agent{
 		Reader: manager.GetClient(), Status: unplugged{nodeagent.APIStatus{Client: manager.GetClient()}, ctx},
 		NodeName: w.node, BootID: "boot-1",
@@ -108,7 +111,7 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 				LoadModule:  func() (module.Outcome, error) { return module.Outcome{How: module.OutcomeLoaded}, nil },
 				OpenSession: func(context.Context) (session.Session, error) { return memory.NewSession() },
 				RAM:         func() ([]kdump.PFNRange, error) { return []kdump.PFNRange{{Start: 0, End: 1 << 20}}, nil },
-				Now:         time.Now, Log: discard,
+				Now:         time.Now, Log: log,
 			}
 			merged, cancelMerged := context.WithCancelCause(dumpCtx)
 			defer cancelMerged(nil)
@@ -123,7 +126,7 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 		// These sessions end with their process.
 		Session: func() (string, bool, error) { return "", false, nil },
 		Abandon: func(context.Context, string) (bool, error) { return false, nil },
-		Clock:   clock.RealClock{}, Log: discard,
+		Clock:   clock.RealClock{}, Log: log,
 	}
 	w.must(p.agent.SetupWithManager(manager))
 	var running sync.WaitGroup

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"testing"
 	"time"
@@ -237,6 +238,8 @@ type agent struct {
 	w      *world
 	pod    *corev1.Pod
 	client client.Client
+	// log is where a process of it logs to, if it matters.
+	log *slog.Logger
 }
 
 // startAgent plays DaemonSet controller and kubelet, once the node has its label.
