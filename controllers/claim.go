@@ -39,8 +39,8 @@ func checkClaim(o *observation) finding {
 	case len(o.claimUsers) > 0:
 		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is used by %s; the dump would overwrite its data", name, podNames(o.claimUsers)))
 	}
-	if rival := claimRival(o); rival != nil {
-		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is the target of LiveDump %s, which has not ended; the second dump would overwrite the first", name, rival.Name))
+	if f := checkRival(o); f.state == failed {
+		return f
 	}
 	if claim.Status.Phase != corev1.ClaimBound || o.volume == nil {
 		return waiting(v1alpha1.ReasonTargetNotBound, fmt.Sprintf("claim %s is not bound to a volume yet", name))
@@ -65,6 +65,14 @@ func checkVolume(o *observation) finding {
 			bytesString(has), o.node.Name, bytesString(needs)))
 	}
 	return good(v1alpha1.ReasonAttached, "the claim fits")
+}
+
+// checkRival refuses a claim that another LiveDump is to have.
+func checkRival(o *observation) finding {
+	if rival := claimRival(o); rival != nil {
+		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is the target of LiveDump %s, which has not ended; the second dump would overwrite the first", claimName(o.dump), rival.Name))
+	}
+	return waiting(v1alpha1.ReasonPending, "not checked yet")
 }
 
 // claimRival is another LiveDump with the same claim that has the better right to it:

@@ -18,8 +18,10 @@ const (
 	safetyLook = 10 * time.Second
 
 	// lineLook is the same for one that waits in line. Whoever ends wakes the next, so this is only for its
-	// place; lineSafetyLook is how often the API server is asked about its target.
+	// place. Its target is looked at after lineFirstLook, for when thousands are created at once those whose
+	// turn it is come first, and then every lineSafetyLook.
 	lineLook       = 30 * time.Second
+	lineFirstLook  = time.Minute
 	lineSafetyLook = 5 * time.Minute
 
 	// agentGrace is how long after the deadline an agent at work may take to report by
@@ -66,7 +68,10 @@ func decide(o *observation) decision {
 		// Only the status: what it holds on to is given back once the end is on record.
 		return decision{status: endedStatus(o, found, *end), lookAgain: conflictRetry}
 	}
-	d := decision{finalizer: ensure, status: runningStatus(o, found), lookAgain: safetyLook}
+	d := decision{status: runningStatus(o, found), lookAgain: safetyLook}
+	if found.accepted.state == fine {
+		d.finalizer = ensure // before there is anything to clean up
+	}
 	if deleting(o.dump) {
 		// Kubernetes takes no new finalizers now, and findEnd is waiting for the agent.
 		d.finalizer = leave
@@ -84,11 +89,16 @@ func decide(o *observation) decision {
 		// Pods on their way say something else every moment. The next look tells what lasts.
 		d.status = o.dump.Status
 	}
-	if inLine(o.dump) && found.accepted.state == pending {
+	if d.waitsInLine() {
 		d.lookAgain = lineLook
 	}
 	d.lookAgain = min(d.lookAgain, deadline(o.dump, found).Sub(o.now))
 	return d
+}
+
+func (d decision) waitsInLine() bool {
+	c := meta.FindStatusCondition(d.status.Conditions, v1alpha1.ConditionAccepted)
+	return d.status.StartTime == nil && c != nil && c.Reason == v1alpha1.ReasonWaitingInLine
 }
 
 // weighs says whether the decision, made at a glance, is one that takes a look at all there is.
@@ -168,7 +178,9 @@ func keptFindings(dump *v1alpha1.LiveDump) findings {
 func examineAtAGlance(o *observation, f findings) findings {
 	f.accepted = accepted()
 	if o.dump.Status.StartTime == nil {
-		f.accepted = checkLine(o)
+		if f.target = checkRival(o); f.target.state != failed {
+			f.accepted = checkLine(o)
+		}
 		return f
 	}
 	f.agent = checkAgent(o)

@@ -141,7 +141,7 @@ func TestStaleCacheLetsNobodyBeginTwice(t *testing.T) {
 		t.Fatalf("the younger one was to begin: %+v", first.Status.Conditions)
 	}
 	// Now the cache has both, but not yet that the younger one began.
-	if err := live.Client.Create(t.Context(), older.DeepCopy()); err != nil {
+	if err := live.Client.Create(t.Context(), older); err != nil {
 		t.Fatal(err)
 	}
 	claim := o.claim.DeepCopy()

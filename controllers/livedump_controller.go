@@ -92,7 +92,7 @@ func (r *LiveDumpReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	ctx = log.IntoContext(ctx, log.FromContext(ctx).WithValues("session", session))
 	r.turns.settle(seen.dump)
 	next := decide(seen)
-	if next.weighs(seen) || r.turns.lookIsDue(seen) {
+	if next.weighs(seen) || r.turns.lookIsDue(seen, next) {
 		if seen, err = r.look(ctx, seen); err == nil && seen == nil {
 			r.turns.forget(req.NamespacedName)
 			return ctrl.Result{}, nil

@@ -158,18 +158,22 @@ func (t *turns) overlay(ctx context.Context, cache client.Reader, others []*v1al
 }
 
 // lookIsDue says whether it is time for a look that asks the API server, although the glance found nothing to do.
-func (t *turns) lookIsDue(o *observation) bool {
+func (t *turns) lookIsDue(o *observation, d decision) bool {
 	if ended(o.dump) || begun(o.dump) {
 		return false
 	}
-	every := safetyLook
-	if inLine(o.dump) {
-		every = lineSafetyLook
-	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	last, ok := t.looked[o.dump.UID]
-	return !ok || o.now.Sub(last.at) >= every
+	t.mu.Unlock()
+	switch {
+	case !ok && d.waitsInLine():
+		return o.now.Sub(o.dump.CreationTimestamp.Time) >= lineFirstLook
+	case !ok:
+		return true
+	case d.waitsInLine():
+		return o.now.Sub(last.at) >= lineSafetyLook
+	}
+	return o.now.Sub(last.at) >= safetyLook
 }
 
 // haveLooked notes a look at everything.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
@@ -165,6 +167,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		LeaderElection:          o.leaderElect,
 		LeaderElectionID:        "controller.livedump.io",
 		LeaderElectionNamespace: o.leaderNamespace,
+		// An API server under load is slow to renew a lease, and to lose it for that would only add to the load.
+		LeaseDuration: ptr.To(30 * time.Second), RenewDeadline: ptr.To(20 * time.Second), RetryPeriod: ptr.To(4 * time.Second),
 		// The process ends when the manager does, so the lease can be given up at once.
 		LeaderElectionReleaseOnCancel: true,
 	})

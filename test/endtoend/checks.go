@@ -22,6 +22,8 @@ var checks = []check{
 	{"bad-specs", "bad specs are refused at admission", (*Bench).badSpecs},
 	{"bad-targets", "a LiveDump that cannot be carried out says why, and nothing is written", (*Bench).badTargets},
 	{"agent-killed", "another agent goes on with the dump of one that was killed", (*Bench).killedAgent},
+	{"stuck-kubelet", "a node whose kubelet starts no pods is dumped by a warm agent, to a local volume", (*Bench).stuckKubelet},
+	{"uninstall", "the release is removed while a dump runs, and nothing stays behind", (*Bench).uninstalled},
 }
 
 // Checks are the names that Check knows, in the order in which all can be run.

@@ -141,7 +141,9 @@ func (f *fleet) runAgent(ctx context.Context, pod *corev1.Pod) error {
 		Reader: manager.GetClient(), Status: nodeagent.APIStatus{Client: manager.GetClient()},
 		NodeName: node, BootID: bootID(node), Dump: f.dump,
 		Unload: func() error { return nil }, SessionAlive: func() (bool, error) { return false, nil },
-		Clock: clock.RealClock{}, Log: slog.New(slog.DiscardHandler),
+		Session: func() (string, bool, error) { return "", false, nil },
+		Abandon: func(context.Context, string) (bool, error) { return false, nil },
+		Clock:   clock.RealClock{}, Log: slog.New(slog.DiscardHandler),
 	}
 	if err := agent.SetupWithManager(manager); err != nil {
 		return err
