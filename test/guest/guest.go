@@ -58,6 +58,8 @@ type Config struct {
 	// address, host port, guest port). Not nil: user networking, in which the
 	// guest is 10.0.2.15 and reaches the host's loopback as 10.0.2.2.
 	HostForward []string
+	// NICPairs are QEMU models of network devices. Of each there are two, on a hub that nothing else is on.
+	NICPairs []string
 	// Hostname is set before anything runs; empty: guest.
 	Hostname string
 	// NoVMCoreInfo leaves out the device by which the guest tells QEMU where its
@@ -398,7 +400,19 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		}
 		args = append(args, "-netdev", netdev, "-device", "virtio-net-pci,netdev=net")
 	}
+	args = append(args, nicArgs(c.NICPairs)...)
 	return append(args, c.ExtraArgs...)
+}
+
+func nicArgs(pairs []string) []string {
+	var args []string
+	for hub, model := range pairs {
+		for _, side := range []string{"a", "b"} {
+			id := fmt.Sprintf("hub%d%s", hub, side)
+			args = append(args, "-netdev", fmt.Sprintf("hubport,id=%s,hubid=%d", id, hub), "-device", model+",netdev="+id)
+		}
+	}
+	return args
 }
 
 // smp gives each NUMA node a socket, where that comes out even: the kernel doubts a machine in

@@ -33,12 +33,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"livedump.io/test/churn"
+	"livedump.io/test/load/provide"
 )
 
 // loads are all there are, in the order of "load list".
 var loads = []load{
 	allocLoad, slabLoad, vmallocLoad, forkLoad, ext4Load, xfsLoad, networkLoad,
 	moduleLoad, bpfLoad, hotplugLoad, compactLoad, thpLoad,
+}
+
+func init() {
+	for _, n := range provide.NICs {
+		loads = append(loads, nicLoad(n))
+	}
 }
 
 func main() {
@@ -68,7 +75,7 @@ func main() {
 	}
 	if flag.Arg(0) == "list" {
 		for _, l := range loads {
-			fmt.Printf("%-8s  %s\n", l.name, l.about)
+			fmt.Printf("%-10s  %s\n", l.name, l.about)
 		}
 		return
 	}

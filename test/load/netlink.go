@@ -74,6 +74,17 @@ func newVeth(name, peer string, fd int) error {
 		attribute(unix.IFLA_IFNAME, text(name)), attribute(unix.IFLA_LINKINFO, link))
 }
 
+// moveInterface moves an interface of the calling thread's namespace to the one of fd.
+func moveInterface(name string, fd int) error {
+	index, err := interfaceIndex(name)
+	if err != nil {
+		return err
+	}
+	info := unix.IfInfomsg{Index: int32(index)}
+	return netlink(unix.RTM_NEWLINK, 0, bytesOf(&info),
+		attribute(unix.IFLA_NET_NS_FD, binary.NativeEndian.AppendUint32(nil, uint32(fd))))
+}
+
 // address gives an interface an address and switches it on.
 func address(name string, ip net.IP, prefix uint8) error {
 	// SIOCGIFINDEX asks the calling thread's namespace; package net might ask another one's.

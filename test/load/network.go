@@ -149,46 +149,68 @@ var (
 // overVeth makes two namespaces with a pair of interfaces between them, and sends
 // a stream from one to the other. All of it goes with the thread that made it.
 func overVeth(seed uint64) error {
+	err := onOwnThread(func() error {
+		far, err := newNetworkNamespace()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(far)
+		near, err := newNetworkNamespace()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(near)
+		if err := newVeth("near0", "far0", far); err != nil {
+			return err
+		}
+		if err := address("near0", vethNear, 24); err != nil {
+			return err
+		}
+		if err := enter(far); err != nil {
+			return err
+		}
+		if err := address("far0", vethFar, 24); err != nil {
+			return err
+		}
+		return between(near, far, vethFar, seed)
+	})
+	if err != nil {
+		return fmt.Errorf("veth: %w", err)
+	}
+	return nil
+}
+
+// onOwnThread calls f on a thread of its own, which ends with it, in whatever namespace that is.
+func onOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Not unlocked: the thread ends with the goroutine, in the namespace.
 		runtime.LockOSThread()
-		result <- func() error {
-			far, err := newNetworkNamespace()
-			if err != nil {
-				return err
-			}
-			defer unix.Close(far)
-			near, err := newNetworkNamespace()
-			if err != nil {
-				return err
-			}
-			defer unix.Close(near)
-			if err := newVeth("near0", "far0", far); err != nil {
-				return err
-			}
-			if err := address("near0", vethNear, 24); err != nil {
-				return err
-			}
-			if err := unix.Setns(far, unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("setns: %w", err)
-			}
-			if err := address("far0", vethFar, 24); err != nil {
-				return err
-			}
-			// A socket belongs to the namespace of the thread that makes it; net
-			// makes it in the caller's for one numerical address.
-			listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: vethFar})
-			if err != nil {
-				return err
-			}
-			return stream(listener,
-				func() error { return unix.Setns(near, unix.CLONE_NEWNET) },
-				func() (*net.TCPConn, error) { return net.DialTCP("tcp4", nil, listener.Addr().(*net.TCPAddr)) }, seed)
-		}()
+		result <- f()
 	}()
-	if err := <-result; err != nil {
-		return fmt.Errorf("veth: %w", err)
+	return <-result
+}
+
+// between sends a stream from the namespace near to an address in the namespace far. It leaves the calling
+// thread, which must be the goroutine's own, in near.
+func between(near, far int, ip net.IP, seed uint64) error {
+	if err := enter(far); err != nil {
+		return err
+	}
+	// A socket belongs to the namespace of the thread that makes it; net
+	// makes it in the caller's for one numerical address.
+	listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: ip})
+	if err != nil {
+		return err
+	}
+	return stream(listener,
+		func() error { return enter(near) },
+		func() (*net.TCPConn, error) { return net.DialTCP("tcp4", nil, listener.Addr().(*net.TCPAddr)) }, seed)
+}
+
+// enter moves the calling thread into a namespace.
+func enter(namespace int) error {
+	if err := unix.Setns(namespace, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("setns: %w", err)
 	}
 	return nil
 }

@@ -53,13 +53,14 @@ const (
 
 // bench is a guest that is dumped again and again.
 type bench struct {
-	o     options
-	guest *guest.Guest
-	image string
+	o      options
+	guest  *guest.Guest
+	image  string
+	kernel *guest.Kernel
 }
 
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
-	b = &bench{o: o, image: filepath.Join(o.out, "disk.img")}
+	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
 	if err := guest.CreateImage(b.image, o.memoryMiB+diskExtraMiB); err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
-		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
+		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: nicModels(kernel, o.loads),
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
 			{Path: guestShipped, Source: module("kmod", "livedump.ko")},
@@ -102,14 +103,19 @@ func (b *bench) close() error {
 
 // all makes every dump that was asked for.
 func (b *bench) all(ctx context.Context, r *Report) error {
-	if slices.Equal(b.o.loads, []string{"all"}) {
+	if slices.Equal(b.o.loads, allLoads) {
 		result, err := b.guest.Run(ctx, provide.Program, "list")
 		if err != nil {
 			return err
 		}
 		b.o.loads = []string{"idle"}
 		for _, line := range strings.Split(strings.TrimSpace(result.Stdout), "\n") {
-			b.o.loads = append(b.o.loads, strings.Fields(line)[0])
+			name := strings.Fields(line)[0]
+			if lacksNIC(b.kernel, name) {
+				step("the kernel has no driver for the load %s", name)
+				continue
+			}
+			b.o.loads = append(b.o.loads, name)
 		}
 		b.o.loads = append(b.o.loads, hiddenLoad, codeLoad)
 	}
@@ -384,7 +390,7 @@ func lastLine(text string) string {
 var _ io.Writer = (*output)(nil)
 
 // codeLoads make the kernel load code: modules, BPF programs.
-var codeLoads = []string{"module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}
+var codeLoads = append([]string{"module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
 
 // load is a program in the guest that keeps it busy.
 type load struct {

@@ -54,7 +54,11 @@ func Files(ctx context.Context, kernel *guest.Kernel, bin string) ([]guest.File,
 		files = append(files, guest.File{Path: ChurnModule, Source: churn})
 	}
 	var list strings.Builder
-	for _, name := range append(append([]string{}, LoopModules...), needed...) {
+	names := append(append([]string{}, LoopModules...), needed...)
+	for _, nic := range NICsOf(kernel) {
+		names = append(names, nic.Module)
+	}
+	for _, name := range names {
 		modules, err := kernel.ModuleFiles(name)
 		if err != nil {
 			return nil, err

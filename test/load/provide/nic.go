@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provide
+
+import "livedump.io/test/guest"
+
+// NIC is a model of network device that a load sends through.
+type NIC struct {
+	// Load is the load's name.
+	Load string
+	// Model is QEMU's name of the device; two of them on a hub are needed (guest.Config.NICPairs).
+	Model string
+	// Module and Driver are the kernel's names.
+	Module, Driver string
+}
+
+// NICs are all models that there are loads for.
+var NICs = []NIC{
+	{Load: "virtio-net", Model: "virtio-net-pci", Module: "virtio_net", Driver: "virtio_net"},
+	{Load: "vmxnet3", Model: "vmxnet3", Module: "vmxnet3", Driver: "vmxnet3"},
+	{Load: "e1000e", Model: "e1000e", Module: "e1000e", Driver: "e1000e"},
+}
+
+// NICsOf are those that a kernel has a driver for.
+func NICsOf(kernel *guest.Kernel) []NIC {
+	var has []NIC
+	for _, n := range NICs {
+		if _, err := kernel.ModuleFiles(n.Module); err == nil {
+			has = append(has, n)
+		}
+	}
+	return has
+}
