@@ -234,6 +234,9 @@ int ld_alias_find_stop_copies(void)
 	err = add_stop_pfns(&online_count);
 	if (err)
 		return err;
+	err = ld_dma_add_rings(add_stop_pfn);
+	if (err)
+		return err;
 	for_each_possible_cpu(cpu) {
 		err = add_stop_pfns(&idle_task_pages[cpu]);
 		err = err ?: add_stop_pfns(&percpu_area[cpu]);

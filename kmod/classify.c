@@ -96,6 +96,8 @@ static u32 classify_used(const struct ld_snap *s)
 	if (test_bit(PG_lru, &flags) ||
 	    (test_bit(PG_swapcache, &flags) && test_bit(PG_swapbacked, &flags)))
 		return private ? LIVEDUMP_CLASS_CACHE_PRIVATE : LIVEDUMP_CLASS_CACHE;
+	if (ld_is_page_pool(&head.page) && !test_and_set_bit(s->pfn, ld_uncovered))
+		atomic64_inc(&ld_counters.page_pool);
 	return LIVEDUMP_CLASS_KERNEL;
 }
 
@@ -140,6 +142,8 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 	ld_users_mark();
 	ld_watch_mark();
 	ld_free_lists_mark();
+	ld_dma_mark();
+	ld_handed_mark();
 	*to_dump = 0;
 	*uncovered = 0;
 	for (pfn = 0; pfn < ld_max_pfn; pfn++) {

@@ -16,6 +16,7 @@
 #include <linux/mmzone.h>
 #include <linux/module.h>
 #include <linux/page-flags.h>
+#include <linux/poison.h>
 
 /* The largest order of a free block (MAX_ORDER is that, or one past it, or has another name). */
 #define LD_MAX_ORDER	ilog2(MAX_ORDER_NR_PAGES)
@@ -92,6 +93,18 @@ static inline bool ld_is_hugetlb(const struct page *head, const struct page *fir
 #endif
 }
 #endif
+
+/* A buffer of a network driver's page pool (since 5.14); of a compound one its head tells. */
+static inline bool ld_is_page_pool(const struct page *head)
+{
+#if !defined(PP_SIGNATURE)
+	return false;
+#elif defined(PP_MAGIC_MASK)
+	return (head->pp_magic & PP_MAGIC_MASK) == PP_SIGNATURE;
+#else
+	return (head->pp_magic & ~0x3UL) == PP_SIGNATURE;
+#endif
+}
 
 /* Where NT_PRSTATUS keeps the pid (a nested struct since 5.12). */
 #ifdef LD_HAS_PRSTATUS_COMMON

@@ -25,6 +25,9 @@
  *   users.c      page tables and mappings of processes, as of the stop
  *   freelists.c  free pages on the allocator's per-CPU lists, as of the stop
  *   watch.c      mappings and code that are made after the stop
+ *   dma.c        what devices may write, as of the stop
+ *   vtd.c        ... what Intel's IOMMU lets them write
+ *   handed.c     buffers that are handed to a device after the stop
  *   truth.c      test builds only: is every page as it was in the stop?
  *   eager.c      test builds only: the method of earlier systems, to compare with
  *
@@ -60,6 +63,7 @@ struct ld_counters {
 	atomic64_t emergency;		/* slots drawn from the emergency part */
 	atomic64_t uncovered_late;	/* found so by the sweep only */
 	atomic64_t page_tables;		/* of processes, to be dumped */
+	atomic64_t page_pool;		/* buffers of network drivers, to be dumped */
 	atomic64_t reported;
 	atomic64_t acknowledged;
 	atomic64_t tables_split;
@@ -164,6 +168,8 @@ void ld_stop_exit(void);
 int ld_stop_run(const struct ld_stop_ops *ops, unsigned long caller,
 		struct ld_stop_times *times);
 void ld_flush_tlb_all_cpus(unsigned int patience_us);	/* 0: until all have */
+/* Does every CPU take an interrupt within that time?  What waits for all of them may be done then. */
+bool ld_cpus_answer(unsigned int patience_us);
 
 /* ---- notes.c ---- */
 
@@ -300,6 +306,7 @@ void ld_free_lists_mark(void);
 /* ---- watch.c ---- */
 
 extern u32 ld_watch_missing;	/* LIVEDUMP_UNWATCHED_* */
+extern bool ld_watch_frozen;	/* what the probes see has to be saved */
 
 void ld_watch_init(void);
 void ld_watch_exit(void);
@@ -307,6 +314,60 @@ int ld_watch_copy_patched(void);
 void ld_watch_freeze(void);
 void ld_watch_thaw(void);
 void ld_watch_mark(void);
+
+struct kprobe;
+struct pt_regs;
+/**
+ * ld_probe_entry() - probe a function where its arguments are still in their registers
+ * @p: the probe; filled in
+ * @symbol: the function
+ * @handler: called for each call
+ * @flags: KPROBE_FLAG_DISABLED or 0
+ *
+ * Return: 0; -ENOENT: there is no such function; another error: it can't be probed there.
+ */
+int ld_probe_entry(struct kprobe *p, const char *symbol,
+		   int (*handler)(struct kprobe *p, struct pt_regs *regs), u32 flags);
+
+/* ---- dma.c, vtd.c: what devices may write ---- */
+
+/**
+ * struct ld_dma_found - pages that devices may write; those to be dumped
+ * @buffers: buffers of virtio devices
+ * @mapped: what an IOMMU lets devices write
+ * @handed: what was about to be handed to a device in the stop
+ * @devices: devices that master the bus
+ * @unknown: of these, those of which it is not known what they may write
+ * @virtio: there are rings of virtio
+ */
+struct ld_dma_found {
+	u64 buffers, mapped, handed;
+	u64 devices, unknown;
+	bool virtio;
+};
+
+extern struct ld_dma_found ld_dma_found;
+
+int ld_dma_prepare(void);
+void ld_dma_release(void);
+void ld_dma_find(void);
+int ld_dma_add_rings(int (*add)(unsigned long pfn));
+void ld_dma_mark(void);
+void ld_dma_uncover(unsigned long pfn, u64 *counted);
+
+void ld_vtd_init(void);
+int ld_vtd_prepare(void);
+void ld_vtd_release(void);
+bool ld_vtd_mark(u64 *counted);
+
+/* ---- handed.c ---- */
+
+void ld_handed_init(void);
+void ld_handed_exit(void);
+void ld_handed_arm(void);
+void ld_handed_disarm(void);
+bool ld_handed_missing(void);
+void ld_handed_mark(void);
 
 /* ---- reserve.c ---- */
 

@@ -14,6 +14,8 @@ static int __init ld_init(void)
 	if (err)
 		goto no_stop;
 	ld_watch_init();
+	ld_handed_init();
+	ld_vtd_init();
 	ld_truth_init();
 	err = ld_guard_register();
 	if (err)
@@ -29,6 +31,7 @@ no_chardev:
 	ld_guard_unregister();
 no_guard:
 	ld_truth_exit();
+	ld_handed_exit();
 	ld_watch_exit();
 	ld_stop_exit();
 no_stop:
@@ -44,6 +47,7 @@ static void __exit ld_exit(void)
 	ld_session_exit();
 	ld_guard_unregister();
 	ld_truth_exit();
+	ld_handed_exit();
 	ld_watch_exit();
 	ld_stop_exit();
 }

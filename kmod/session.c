@@ -92,6 +92,7 @@ static void release_parts(void)
 	ld_reserve_release();
 	ld_notes_release();
 	ld_users_release();
+	ld_dma_release();
 	ld_pages_release();
 }
 
@@ -122,6 +123,7 @@ static void end_session(void)
 	if (ld_reserve_pages())
 		s.reserve_low = ld_reserve_low();
 	release_parts();
+	ld_handed_disarm();
 	/* With no owner there is nobody to read statistics, nor to close. */
 	if (s.state != LIVEDUMP_STATE_IDLE)
 		s.state = s.owner ? LIVEDUMP_STATE_THAWED : LIVEDUMP_STATE_IDLE;
@@ -237,6 +239,7 @@ static int prepare_parts(const struct livedump_prepare *arg, u64 estimate)
 	err = err ?: ld_reserve_prepare(ld_reserve_size(arg->reserve_bytes, estimate));
 	err = err ?: ld_notes_prepare();
 	err = err ?: ld_users_prepare();
+	err = err ?: ld_dma_prepare();
 	err = err ?: ld_truth_prepare();
 	return err ?: ld_wp_prepare();
 }
@@ -250,6 +253,7 @@ static int plan(void)
 {
 	int err = ld_wp_plan();
 
+	ld_dma_find();
 	if (!err)
 		err = ld_alias_find_stop_copies();
 	return err;
@@ -356,6 +360,8 @@ int ld_session_prepare(struct file *owner, struct livedump_prepare *arg, unsigne
 	arg->estimate_pages = 0;
 	ld_calibrate_reset();
 	err = prepare_parts(arg, 0);
+	if (!err)
+		ld_handed_arm();
 	if (!err && arg->calibrate_ms)
 		err = dry_run(arg, caller);
 	if (err) {
@@ -668,7 +674,11 @@ void ld_session_peek(struct livedump_stats *arg, u8 *uuid)
 	arg->registers_ns = s.times.registers_ns;
 	arg->pages_acked = atomic64_read(&ld_counters.acknowledged);
 	arg->page_tables = atomic64_read(&ld_counters.page_tables);
-	arg->unwatched = ld_watch_missing;
+	arg->unwatched = ld_watch_missing | (ld_handed_missing() ? LIVEDUMP_UNWATCHED_DMA : 0);
+	arg->dma_pages = atomic64_read(&ld_counters.page_pool) + ld_dma_found.buffers +
+			 ld_dma_found.mapped + ld_dma_found.handed;
+	arg->dma_devices = ld_dma_found.devices;
+	arg->dma_devices_unknown = ld_dma_found.unknown;
 }
 
 int ld_session_stats(struct file *owner, struct livedump_stats *arg)

@@ -283,13 +283,13 @@ static void send_nmi(int cpu)
 /*
  * Makes every CPU drop all its translations.  Asks as the stop does, for a CPU that has
  * interrupts off would keep on_each_cpu() waiting.  Returns after patience_us at
- * the latest, if that is not 0.  In process context; one caller at a time.
+ * the latest, if that is not 0; false: not all have.  In process context; one caller at a time.
  */
-void ld_flush_tlb_all_cpus(unsigned int patience_us)
+static bool flush_all(unsigned int patience_us, bool may_nmi)
 {
 	int request = atomic_inc_return(&flush_request), cpu;
 	u64 start = now();
-	bool nmis = false;
+	bool nmis = !may_nmi, all = true;
 
 	preempt_disable();
 	for_each_online_cpu(cpu)
@@ -300,8 +300,12 @@ void ld_flush_tlb_all_cpus(unsigned int patience_us)
 			u64 waited = now() - start;
 
 			/* One that goes offline flushes; one that comes has nothing yet. */
-			if (!cpu_online(cpu) || (patience_us && waited > us_to_tsc(patience_us)))
+			if (!cpu_online(cpu))
 				break;
+			if (patience_us && waited > us_to_tsc(patience_us)) {
+				all = false;
+				break;
+			}
 			if (!nmis && waited > us_to_tsc(stop_deadline_us)) {
 				int other;
 
@@ -318,6 +322,17 @@ void ld_flush_tlb_all_cpus(unsigned int patience_us)
 				cpu_relax();
 		}
 	}
+	return all;
+}
+
+void ld_flush_tlb_all_cpus(unsigned int patience_us)
+{
+	flush_all(patience_us, true);
+}
+
+bool ld_cpus_answer(unsigned int patience_us)
+{
+	return flush_all(patience_us, false);
 }
 
 static bool wait_for_arrivals(u32 attempt, int me, unsigned int n, u64 start)

@@ -227,8 +227,40 @@ static const struct attribute_group calibration_group = {
 	.name = "calibration", .attrs = calibration_attrs
 };
 
+/* A number of struct ld_dma_found. */
+static ssize_t show_dma(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	const struct ld_stat_attr *a = container_of(attr, struct ld_stat_attr, attr);
+
+	return sysfs_emit(buf, "%llu\n", *(const u64 *)((const void *)&ld_dma_found + a->offset));
+}
+
+#define DMA(name, field) \
+static struct ld_stat_attr dma_##name = { \
+	.attr = __ATTR(name, 0444, show_dma, NULL), \
+	.offset = offsetof(struct ld_dma_found, field), \
+}
+
+DMA(buffers, buffers);
+DMA(mapped, mapped);
+DMA(handed, handed);
+DMA(devices, devices);
+DMA(devices_unknown, unknown);
+
+static ssize_t page_pool_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lld\n", (s64)atomic64_read(&ld_counters.page_pool));
+}
+static DEVICE_ATTR_RO(page_pool);
+
+static struct attribute *dma_attrs[] = {
+	&dma_buffers.attr.attr, &dma_mapped.attr.attr, &dma_handed.attr.attr,
+	&dma_devices.attr.attr, &dma_devices_unknown.attr.attr, &dev_attr_page_pool.attr, NULL
+};
+static const struct attribute_group dma_group = { .name = "dma", .attrs = dma_attrs };
+
 /* The driver core adds and removes them with the device, so that udev sees all of them. */
 const struct attribute_group *ld_sysfs_groups[] = {
 	&session_group, &stop_group, &statistics_group, &reserve_group, &calibration_group,
-	NULL
+	&dma_group, NULL
 };

@@ -42,7 +42,7 @@ struct ld_map_call {
 static struct ld_map_call maps[MAPS_MAX];
 static unsigned long patches[PATCHES_MAX];	/* addresses */
 static atomic_t nr_maps, nr_patches;
-static bool frozen;
+bool ld_watch_frozen;
 
 u32 ld_watch_missing;
 
@@ -50,7 +50,7 @@ static void note_map(unsigned long va, struct page **pages, unsigned long n)
 {
 	unsigned long i;
 
-	if (!READ_ONCE(frozen)) {
+	if (!READ_ONCE(ld_watch_frozen)) {
 		unsigned int seq = atomic_inc_return(&nr_maps);
 		struct ld_map_call *c = &maps[seq % MAPS_MAX];
 
@@ -84,7 +84,7 @@ static void note_patch(unsigned long va, unsigned long bytes)
 	unsigned long at, last = bytes ? va + bytes - 1 : va;
 
 	for (at = va & PAGE_MASK; at <= last; at += PAGE_SIZE) {
-		if (READ_ONCE(frozen))
+		if (READ_ONCE(ld_watch_frozen))
 			ld_page_save(ld_va_to_pfn(at));
 		else
 			patches[(unsigned int)atomic_inc_return(&nr_patches) % PATCHES_MAX] = at;
@@ -107,7 +107,7 @@ static int on_patch_how(struct kprobe *p, struct pt_regs *regs)
 
 static void note_writable(unsigned long va, unsigned long n)
 {
-	if (READ_ONCE(frozen))
+	if (READ_ONCE(ld_watch_frozen))
 		for (; n; n--, va += PAGE_SIZE)
 			ld_page_save(ld_va_to_pfn(va));
 }
@@ -170,7 +170,7 @@ static bool is_tracers(const u8 *code)
  * processes were forked a CPU has met the breakpoint of such a change too late, took
  * it for a probe of its own and jumped to address 0.  Here it is one byte that changes.
  */
-static int probe_entry(struct kprobe *p, const char *symbol, kprobe_pre_handler_t handler)
+int ld_probe_entry(struct kprobe *p, const char *symbol, kprobe_pre_handler_t handler, u32 flags)
 {
 	static const unsigned int offsets[] = { 5, 9 };	/* without and with endbr64 */
 	int err = -ENOENT, i;
@@ -181,6 +181,7 @@ static int probe_entry(struct kprobe *p, const char *symbol, kprobe_pre_handler_
 		p->offset = offsets[i];
 		p->pre_handler = handler;
 		p->post_handler = no_jump;
+		p->flags = flags;
 		err = register_kprobe(p);
 		if (err == -ENOENT)
 			break;
@@ -202,7 +203,7 @@ void ld_watch_init(void)
 	ld_watch_missing = LIVEDUMP_UNWATCHED_MAPPINGS | LIVEDUMP_UNWATCHED_CODE |
 			   LIVEDUMP_UNWATCHED_ATTRIBUTES;
 	for (i = 0; i < ARRAY_SIZE(targets); i++) {
-		int err = probe_entry(&probes[i], targets[i].symbol, targets[i].handler);
+		int err = ld_probe_entry(&probes[i], targets[i].symbol, targets[i].handler, 0);
 
 		registered[i] = !err;
 		if (!err)
@@ -235,7 +236,7 @@ int ld_watch_copy_patched(void)
 /* In the stop. */
 void ld_watch_freeze(void)
 {
-	WRITE_ONCE(frozen, true);
+	WRITE_ONCE(ld_watch_frozen, true);
 }
 
 /* A task is in one call at a time: only its last one can be under way. */
@@ -281,9 +282,9 @@ void ld_watch_mark(void)
  */
 void ld_watch_thaw(void)
 {
-	if (!frozen)
+	if (!ld_watch_frozen)
 		return;
-	WRITE_ONCE(frozen, false);
+	WRITE_ONCE(ld_watch_frozen, false);
 	/* Handlers run with preemption off. */
 	synchronize_rcu();
 }

@@ -116,7 +116,10 @@ type abiStats struct {
 	PagesAcked     uint64
 	PageTables     uint64
 	Unwatched      uint64
-	Reserved       [4]uint64
+	DMAPages       uint64
+	DMADevices     uint32
+	DMAUnknown     uint32
+	Reserved       [2]uint64
 }
 
 type abiAck struct {

@@ -60,7 +60,8 @@ var abiStructs = []struct {
 		{"PagesReported", "pages_reported"}, {"ClassPages", "class_pages"}, {"MissingCPUs", "missing_cpus"},
 		{"TablesSplit", "tables_split"}, {"TablesJoined", "tables_joined"}, {"ThawNS", "thaw_ns"},
 		{"RegistersNS", "registers_ns"}, {"PagesAcked", "pages_acked"},
-		{"PageTables", "page_tables"}, {"Unwatched", "unwatched"}, {"Reserved", "reserved"},
+		{"PageTables", "page_tables"}, {"Unwatched", "unwatched"}, {"DMAPages", "dma_pages"},
+		{"DMADevices", "dma_devices"}, {"DMAUnknown", "dma_devices_unknown"}, {"Reserved", "reserved"},
 	}},
 	{reflect.TypeFor[abiAck](), "livedump_ack", []cField{
 		{"Size", "size"}, {"NrPages", "nr_pages"}, {"Pages", "pages"}, {"NrAcked", "nr_acked"},
@@ -105,7 +106,7 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_PAGE_COPY":      uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
 	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered), "LIVEDUMP_PAGE_TABLE": uint64(PageTable),
 	"LIVEDUMP_UNWATCHED_MAPPINGS": uint64(UnwatchedMappings), "LIVEDUMP_UNWATCHED_CODE": uint64(UnwatchedCode),
-	"LIVEDUMP_UNWATCHED_ATTRIBUTES": uint64(UnwatchedAttributes),
+	"LIVEDUMP_UNWATCHED_ATTRIBUTES": uint64(UnwatchedAttributes), "LIVEDUMP_UNWATCHED_DMA": uint64(UnwatchedDMA),
 }
 
 // TestABI compiles the module's header and compares what the C compiler makes of it with the Go side.

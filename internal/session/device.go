@@ -285,6 +285,7 @@ func (d *Device) Stats() (Stats, error) {
 		PagesAcked:     a.PagesAcked,
 		PageTables:     a.PageTables,
 		Unwatched:      Unwatched(a.Unwatched),
+		DMAPages:       a.DMAPages, DMADevices: a.DMADevices, DMADevicesUnknown: a.DMAUnknown,
 	}
 	copy(s.ClassPages[:], a.ClassPages[:])
 	return s, nil

@@ -282,6 +282,10 @@ type Stats struct {
 	PagesAcked     uint64
 	PageTables     uint64 // to be dumped with the flag PageTable
 	Unwatched      Unwatched
+	// DMAPages are flagged as uncovered because a device may write them.
+	DMAPages uint64
+	// DMADevices write memory themselves; which pages the unknown ones of them may write cannot be told, so none is flagged.
+	DMADevices, DMADevicesUnknown uint32
 }
 
 // Unwatched is what the module could not watch on this kernel, so that changes of pages went unnoticed.
@@ -294,6 +298,8 @@ const (
 	UnwatchedCode Unwatched = 1 << 1
 	// UnwatchedAttributes: memory that is made writable after the stop.
 	UnwatchedAttributes Unwatched = 1 << 2
+	// UnwatchedDMA: buffers that are handed to devices after the stop.
+	UnwatchedDMA Unwatched = 1 << 3
 )
 
 // Names are words for a report; nil if everything was watched.
@@ -306,6 +312,9 @@ func (u Unwatched) Names() (names []string) {
 	}
 	if u&UnwatchedAttributes != 0 {
 		names = append(names, "attributes")
+	}
+	if u&UnwatchedDMA != 0 {
+		names = append(names, "dma")
 	}
 	return names
 }

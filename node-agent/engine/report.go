@@ -32,33 +32,39 @@ type Report struct {
 	SHA256     string `json:"sha256,omitempty"`
 
 	// Measured by the module.
-	FreezeNS       int64             `json:"freeze_ns"`
-	RendezvousNS   int64             `json:"rendezvous_ns"`
-	CopiesNS       int64             `json:"copies_ns"`
-	EntriesNS      int64             `json:"entries_ns"`
-	FlushNS        int64             `json:"flush_ns"`
-	ClassifyNS     int64             `json:"classify_ns"`
-	PrepareNS      int64             `json:"prepare_ns"`
-	ThawNS         int64             `json:"thaw_ns"`
-	StopAttempts   uint32            `json:"stop_attempts"`
-	MissingCPUs    uint64            `json:"missing_cpus"`
-	CPUs           int               `json:"cpus"`
-	FrozenAt       *time.Time        `json:"frozen_at,omitempty"`
-	Entries        EntriesReport     `json:"entries"`
-	Faults         uint64            `json:"faults"`
-	FaultCopies    uint64            `json:"fault_copies"`
-	FaultPushdowns uint64            `json:"fault_pushdowns"`
-	FaultSplits    uint64            `json:"fault_splits"`
-	FaultExcluded  uint64            `json:"fault_excluded"`
-	StopCopies     uint64            `json:"stop_copies"`
-	Copies         uint64            `json:"copies"`
-	ReservePages   uint64            `json:"reserve_pages"`
-	ReserveLow     uint64            `json:"reserve_low"`
-	OverheadBytes  uint64            `json:"overhead_bytes"`
-	LostPages      uint64            `json:"lost_pages"`
-	UncoveredPages uint64            `json:"uncovered_pages"`
-	PageTables     uint64            `json:"page_tables"`
-	Unwatched      []string          `json:"unwatched,omitempty"`
+	FreezeNS       int64         `json:"freeze_ns"`
+	RendezvousNS   int64         `json:"rendezvous_ns"`
+	CopiesNS       int64         `json:"copies_ns"`
+	EntriesNS      int64         `json:"entries_ns"`
+	FlushNS        int64         `json:"flush_ns"`
+	ClassifyNS     int64         `json:"classify_ns"`
+	PrepareNS      int64         `json:"prepare_ns"`
+	ThawNS         int64         `json:"thaw_ns"`
+	StopAttempts   uint32        `json:"stop_attempts"`
+	MissingCPUs    uint64        `json:"missing_cpus"`
+	CPUs           int           `json:"cpus"`
+	FrozenAt       *time.Time    `json:"frozen_at,omitempty"`
+	Entries        EntriesReport `json:"entries"`
+	Faults         uint64        `json:"faults"`
+	FaultCopies    uint64        `json:"fault_copies"`
+	FaultPushdowns uint64        `json:"fault_pushdowns"`
+	FaultSplits    uint64        `json:"fault_splits"`
+	FaultExcluded  uint64        `json:"fault_excluded"`
+	StopCopies     uint64        `json:"stop_copies"`
+	Copies         uint64        `json:"copies"`
+	ReservePages   uint64        `json:"reserve_pages"`
+	ReserveLow     uint64        `json:"reserve_low"`
+	OverheadBytes  uint64        `json:"overhead_bytes"`
+	LostPages      uint64        `json:"lost_pages"`
+	UncoveredPages uint64        `json:"uncovered_pages"`
+	PageTables     uint64        `json:"page_tables"`
+	Unwatched      []string      `json:"unwatched,omitempty"`
+	// DMAPages are those of the uncovered pages that devices may write. Of DMADevicesUnknown, of all DMADevices, nobody can tell
+	// which they write; none of their pages is counted.
+	DMAPages          uint64 `json:"dma_pages"`
+	DMADevices        uint32 `json:"dma_devices"`
+	DMADevicesUnknown uint32 `json:"dma_devices_unknown"`
+
 	PagesToDump    uint64            `json:"pages_to_dump"`
 	PagesReported  uint64            `json:"pages_reported"`
 	PagesByClass   map[string]uint64 `json:"pages_by_class,omitempty"`
@@ -144,6 +150,7 @@ func (r *Report) statistics(s session.Stats) {
 	r.ReserveLow = s.ReserveLow
 	r.LostPages, r.UncoveredPages = s.LostPages, s.UncoveredPages
 	r.PageTables, r.Unwatched = s.PageTables, s.Unwatched.Names()
+	r.DMAPages, r.DMADevices, r.DMADevicesUnknown = s.DMAPages, s.DMADevices, s.DMADevicesUnknown
 	r.PagesReported = s.PagesReported
 	r.TablesSplit, r.TablesJoined = s.TablesSplit, s.TablesJoined
 	r.failure = s.Failure

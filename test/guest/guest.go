@@ -60,6 +60,8 @@ type Config struct {
 	HostForward []string
 	// NICPairs are QEMU models of network devices. Of each there are two, on a hub that nothing else is on.
 	NICPairs []string
+	// IOMMU adds an Intel IOMMU that translates for the network devices of NICPairs. The other virtio devices go past it.
+	IOMMU bool
 	// Hostname is set before anything runs; empty: guest.
 	Hostname string
 	// NoVMCoreInfo leaves out the device by which the guest tells QEMU where its
@@ -347,6 +349,9 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 	if c.HostForward != nil {
 		words = append(words, "guest.ip=user")
 	}
+	if c.IOMMU {
+		words = append(words, "intel_iommu=on")
+	}
 	var drives []Disk
 	if c.RootDisk != "" {
 		words = append(words, "guest.root=/dev/vda")
@@ -368,6 +373,10 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		"-device", "virtserialport,chardev=port,name=" + wire.PortName,
 	}
 	args = append(args, numaArgs(c)...)
+	if c.IOMMU {
+		// Before the devices that it is for.
+		args = append([]string{"-device", "intel-iommu"}, args...)
+	}
 	if c.CountInstructions {
 		args = append(args, "-icount", "shift=0")
 	}
@@ -400,13 +409,16 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		}
 		args = append(args, "-netdev", netdev, "-device", "virtio-net-pci,netdev=net")
 	}
-	args = append(args, nicArgs(c.NICPairs)...)
+	args = append(args, nicArgs(c)...)
 	return append(args, c.ExtraArgs...)
 }
 
-func nicArgs(pairs []string) []string {
+func nicArgs(c Config) []string {
 	var args []string
-	for hub, model := range pairs {
+	for hub, model := range c.NICPairs {
+		if c.IOMMU && strings.HasPrefix(model, "virtio-") {
+			model += ",iommu_platform=on,disable-legacy=on"
+		}
 		for _, side := range []string{"a", "b"} {
 			id := fmt.Sprintf("hub%d%s", hub, side)
 			args = append(args, "-netdev", fmt.Sprintf("hubport,id=%s,hubid=%d", id, hub), "-device", model+",netdev="+id)

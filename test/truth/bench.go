@@ -73,7 +73,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
-		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: nicModels(kernel, o.loads),
+		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: nicModels(kernel, o.loads), IOMMU: o.iommu,
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
 			{Path: guestShipped, Source: module("kmod", "livedump.ko")},
@@ -260,6 +260,10 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 		return fmt.Errorf("the agent's report: %w", err)
 	}
 	run.Faults, run.Copies = report.Faults, report.Copies
+	run.DMAPages, run.DMADevices, run.DMADevicesUnknown = report.DMAPages, report.DMADevices, report.DMADevicesUnknown
+	if run.DMA, err = b.dmaPages(ctx); err != nil {
+		return err
+	}
 	records, err := b.records(ctx)
 	if err != nil {
 		return err

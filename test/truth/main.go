@@ -45,6 +45,7 @@ type options struct {
 	keepMiB               int
 	words                 []string
 	kill                  string
+	iommu                 bool
 }
 
 // names splits a list; empty elements are none.
@@ -69,6 +70,7 @@ func main() {
 	flag.BoolVar(&o.shipped, "shipped", false, "dump with the module as it is shipped too, and have the readers judge that dump")
 	flag.StringVar(&o.kill, "kill", "", "`point` at which the process that makes a dump dies, for another to go on (Acknowledged, Thawed, ...)")
 	words := flag.String("append", "", "`words` for the guest's kernel command line")
+	flag.BoolVar(&o.iommu, "iommu", false, "give the guest an IOMMU that translates for its network devices")
 	flag.Parse()
 	o.loads, o.bites, o.words = names(*loads), names(*bites), strings.Fields(*words)
 

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"context"
 	"slices"
+	"strconv"
 	"strings"
 
 	"livedump.io/test/guest"
@@ -41,4 +43,19 @@ func nicModels(kernel *guest.Kernel, loads []string) []string {
 func lacksNIC(kernel *guest.Kernel, load string) bool {
 	return slices.Contains(nicLoads, load) &&
 		!slices.ContainsFunc(provide.NICsOf(kernel), func(n provide.NIC) bool { return n.Load == load })
+}
+
+// dmaPages are the module's counts of pages that devices may write, by the way in which it found them.
+func (b *bench) dmaPages(ctx context.Context) (map[string]uint64, error) {
+	pages := map[string]uint64{}
+	for _, name := range []string{"page_pool", "buffers", "mapped", "handed"} {
+		text, err := b.guest.ReadFile(ctx, "/sys/class/misc/livedump/dma/"+name)
+		if err != nil {
+			return nil, err
+		}
+		if pages[name], err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err != nil {
+			return nil, err
+		}
+	}
+	return pages, nil
 }

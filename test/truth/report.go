@@ -17,9 +17,15 @@ type Run struct {
 	// Bite is the range of mappings that was left uncovered on purpose.
 	Bite string `json:"bite,omitempty"`
 	*Comparison
-	Faults         uint64 `json:"faults"`
-	Copies         uint64 `json:"copies"`
-	TablesRestored bool   `json:"tables_restored"`
+	// DMAPages are those of the unstable pages that devices may write; of DMADevicesUnknown it is not known what they write.
+	DMAPages          uint64 `json:"dma_pages"`
+	DMADevices        uint32 `json:"dma_devices"`
+	DMADevicesUnknown uint32 `json:"dma_devices_unknown"`
+	// DMA are the module's own counts, by the way in which it found them.
+	DMA            map[string]uint64 `json:"dma,omitempty"`
+	Faults         uint64            `json:"faults"`
+	Copies         uint64            `json:"copies"`
+	TablesRestored bool              `json:"tables_restored"`
 	// Hidden says what of the pages that must not be touched there was; of the load of that name only.
 	Hidden string `json:"hidden,omitempty"`
 	// LoadSaid is the last line of the load.
@@ -141,8 +147,9 @@ func (run *Run) line() string {
 		unstable = append(unstable, fmt.Sprintf("%s %d/%d", key, n.Differ, n.Pages))
 	}
 	sort.Strings(unstable)
-	return fmt.Sprintf("%s: %d pages, %d mismatches, %d lost; unstable: %d, of these differ %d (%s); page tables: %d of %d got Accessed or Dirty; %d faults, %d copies",
+	return fmt.Sprintf("%s: %d pages, %d mismatches, %d lost; unstable: %d, of these differ %d (%s); DMA: %d pages %v, %d of %d devices unknown; page tables: %d of %d got Accessed or Dirty; %d faults, %d copies",
 		name, run.Pages, run.Mismatches, run.Lost, run.Unstable.Pages, run.Unstable.Differ, strings.Join(unstable, ", "),
+		run.DMAPages, run.DMA, run.DMADevicesUnknown, run.DMADevices,
 		run.PageTables.Differ, run.PageTables.Pages, run.Faults, run.Copies)
 }
 

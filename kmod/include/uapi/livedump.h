@@ -250,13 +250,17 @@ struct livedump_stats {
 	__u64 pages_acked;
 	__u64 page_tables;		/* to be dumped with LIVEDUMP_PAGE_TABLE */
 	__u64 unwatched;		/* LIVEDUMP_UNWATCHED_* */
-	__u64 reserved[4];
+	__u64 dma_pages;		/* of the uncovered ones: devices may write them */
+	__u32 dma_devices;		/* devices that write memory themselves */
+	__u32 dma_devices_unknown;	/* of these: which pages is not known, and none is flagged */
+	__u64 reserved[2];
 };
 
 /* What could not be watched on this kernel, so changes of pages go unnoticed. */
 #define LIVEDUMP_UNWATCHED_MAPPINGS	(1U << 0)	/* of pages in use, made after the stop */
 #define LIVEDUMP_UNWATCHED_CODE		(1U << 1)	/* patched after the stop */
 #define LIVEDUMP_UNWATCHED_ATTRIBUTES	(1U << 2)	/* memory made writable after the stop */
+#define LIVEDUMP_UNWATCHED_DMA		(1U << 3)	/* buffers handed to devices after the stop */
 
 /*
  * TAKEOVER: makes the caller's file the owner of a frozen session whose owner is gone.

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Buffers that are handed to a device after the stop: kprobes on the functions through which
+ * drivers do that save the pages first, as watch.c does for mappings.  What was handed over before is
+ * found as of the stop (dma.c).
+ *
+ * These functions are called for every packet and request, so the probes are armed for a session
+ * only.  Arming one changes code, which takes an answer of every CPU: where one does not answer,
+ * they stay as they are and ld_handed_missing() says so.
+ *
+ * A call may be under way at the stop: it passed the probe before, and the device gets the buffer
+ * after.  So the pages of the last calls before the stop are remembered and reported as
+ * uncovered.
+ *
+ * The pages that a balloon takes from the machine are handed over too, in a way: the hypervisor
+ * throws away what is in them.
+ */
+#include <linux/dma-direction.h>
+#include <linux/kprobes.h>
+#include <linux/mm.h>
+#include <linux/scatterlist.h>
+#include "compat.h"
+#include "livedump.h"
+
+/* Pages that are remembered; what is older is done. */
+#define RECENT_MAX	512	/* a power of two */
+/* No call has more pieces: what is no list must not keep us here. */
+#define PIECES_MAX	4096
+
+#define ANSWER_US	100000
+
+static unsigned long recent[RECENT_MAX];	/* page frames */
+static atomic_t nr_recent;
+static bool armed, answered = true;
+
+static void hand_pages(unsigned long pfn, unsigned long n)
+{
+	if (!READ_ONCE(ld_watch_frozen)) {
+		for (n = min_t(unsigned long, n, RECENT_MAX); n; n--, pfn++)
+			recent[(unsigned int)atomic_inc_return(&nr_recent) % RECENT_MAX] = pfn;
+		return;
+	}
+	for (; n; n--, pfn++)
+		if (!ld_pages_need_no_copy(pfn, 1))
+			ld_page_save(pfn);
+}
+
+static void hand(phys_addr_t at, size_t bytes)
+{
+	unsigned long pfn = at >> PAGE_SHIFT;
+
+	if (bytes)
+		hand_pages(pfn, ((at + bytes - 1) >> PAGE_SHIFT) - pfn + 1);
+}
+
+/* An address on the bus: the same in memory, where no IOMMU translates; else we save in vain. */
+static void hand_bus(dma_addr_t at, size_t bytes)
+{
+	hand(at & ~sme_me_mask, bytes);
+}
+
+static void hand_piece(struct scatterlist *sg)
+{
+	struct page *page = sg_page(sg);
+
+	/* virtio's drivers may have mapped it themselves, and then give the address alone. */
+	if (page)
+		hand(page_to_phys(page) + sg->offset, sg->length);
+	else
+		hand_bus(sg_dma_address(sg), sg->length);
+}
+
+static void hand_list(struct scatterlist *sg, unsigned int n)
+{
+	for (n = min_t(unsigned int, n, PIECES_MAX); sg && n; n--, sg = sg_next(sg))
+		hand_piece(sg);
+}
+
+static bool device_writes(unsigned long direction)
+{
+	return (u32)direction != DMA_TO_DEVICE;
+}
+
+/* (device, page, offset, size, direction) */
+static int on_map_page(struct kprobe *p, struct pt_regs *regs)
+{
+	if (device_writes(regs->r8))
+		hand(page_to_phys((struct page *)regs->si) + regs->dx, regs->cx);
+	return 0;
+}
+
+/* (device, physical address, size, direction) */
+static int on_map_phys(struct kprobe *p, struct pt_regs *regs)
+{
+	if (device_writes(regs->cx))
+		hand(regs->si, regs->dx);
+	return 0;
+}
+
+/* (device, list, number, direction) */
+static int on_list(struct kprobe *p, struct pt_regs *regs)
+{
+	if (device_writes(regs->cx))
+		hand_list((struct scatterlist *)regs->si, (u32)regs->dx);
+	return 0;
+}
+
+/* (device, table, direction) */
+static int on_map_table(struct kprobe *p, struct pt_regs *regs)
+{
+	struct sg_table *t = (struct sg_table *)regs->si;
+
+	if (device_writes(regs->dx))
+		hand_list(t->sgl, t->orig_nents);
+	return 0;
+}
+
+/* (device, address on the bus, size, direction) */
+static int on_sync(struct kprobe *p, struct pt_regs *regs)
+{
+	if (device_writes(regs->cx))
+		hand_bus(regs->si, regs->dx);
+	return 0;
+}
+
+/* (queue, lists, how many of them to read, how many to write) */
+static int on_add_lists(struct kprobe *p, struct pt_regs *regs)
+{
+	struct scatterlist **lists = (struct scatterlist **)regs->si;
+	u32 i, first = regs->dx, n = min_t(u32, regs->cx, PIECES_MAX);
+
+	for (i = first; i < first + n; i++)
+		hand_list(lists[i], PIECES_MAX);
+	return 0;
+}
+
+/* (queue, list): all of it is to be written */
+static int on_add(struct kprobe *p, struct pt_regs *regs)
+{
+	hand_list((struct scatterlist *)regs->si, PIECES_MAX);
+	return 0;
+}
+
+/* (balloon, page) */
+static int on_balloon(struct kprobe *p, struct pt_regs *regs)
+{
+	hand_pages(page_to_pfn((struct page *)regs->si), 1);
+	return 0;
+}
+
+/* (balloon, list of pages) */
+static int on_balloon_list(struct kprobe *p, struct pt_regs *regs)
+{
+	struct list_head *pages = (struct list_head *)regs->si;
+	struct page *page;
+
+	list_for_each_entry(page, pages, lru)
+		hand_pages(page_to_pfn(page), 1);
+	return 0;
+}
+
+/* One of each group must be there, but for 0, and all that are there must be probed. */
+#define GROUP_PAGE	BIT(0)
+#define GROUP_LIST	BIT(1)
+#define GROUP_VIRTIO	BIT(2)
+
+static const struct {
+	const char *symbol;
+	kprobe_pre_handler_t handler;
+	u32 group;
+} targets[] = {
+	{ "dma_map_page_attrs", on_map_page, GROUP_PAGE },
+	{ "dma_map_phys", on_map_phys, GROUP_PAGE },
+	{ "dma_map_sg_attrs", on_list, GROUP_LIST },
+	{ "dma_map_sgtable", on_map_table, 0 },
+	{ "dma_sync_single_for_device", on_sync, 0 },
+	{ "__dma_sync_single_for_device", on_sync, 0 },
+	{ "dma_sync_sg_for_device", on_list, 0 },
+	{ "__dma_sync_sg_for_device", on_list, 0 },
+	{ "virtqueue_add_sgs", on_add_lists, GROUP_VIRTIO },
+	{ "virtqueue_add_inbuf", on_add, 0 },
+	{ "virtqueue_add_inbuf_ctx", on_add, 0 },
+	{ "virtqueue_add_inbuf_premapped", on_add, 0 },
+	{ "virtqueue_add_inbuf_cache_clean", on_add, 0 },
+	{ "balloon_page_enqueue", on_balloon, 0 },
+	{ "balloon_page_list_enqueue", on_balloon_list, 0 },
+};
+
+static struct kprobe probes[ARRAY_SIZE(targets)];
+static bool registered[ARRAY_SIZE(targets)];
+static u32 groups_there;
+static bool one_failed;
+
+void ld_handed_init(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(targets); i++) {
+		int err = ld_probe_entry(&probes[i], targets[i].symbol, targets[i].handler,
+					 KPROBE_FLAG_DISABLED);
+
+		registered[i] = !err;
+		if (!err) {
+			groups_there |= targets[i].group;
+		} else if (err != -ENOENT) {
+			pr_warn("cannot probe %s: %d\n", targets[i].symbol, err);
+			one_failed = true;
+		}
+	}
+}
+
+/* Changing code waits for every CPU, without an end. */
+static bool switch_probes(bool on)
+{
+	int i, err = 0;
+
+	if (!ld_cpus_answer(ANSWER_US)) {
+		pr_warn("a CPU does not answer: probes on what is handed to devices stay %s\n",
+			on ? "off" : "on");
+		return false;
+	}
+	for (i = 0; i < ARRAY_SIZE(targets); i++)
+		/* One whose module is gone can't be switched, and need not be. */
+		if (registered[i] && !kprobe_gone(&probes[i]))
+			err = (on ? enable_kprobe(&probes[i]) : disable_kprobe(&probes[i])) ?: err;
+	if (err)
+		pr_warn("cannot switch probes on what is handed to devices: %d\n", err);
+	return !err;
+}
+
+/* Any number of times; those that are on already stay so. */
+void ld_handed_arm(void)
+{
+	armed = true;
+	answered = switch_probes(true);
+}
+
+void ld_handed_disarm(void)
+{
+	if (armed && switch_probes(false))
+		armed = false;
+}
+
+/* Can a buffer be handed to a device without our notice? */
+bool ld_handed_missing(void)
+{
+	u32 needed = GROUP_PAGE | GROUP_LIST | (ld_dma_found.virtio ? GROUP_VIRTIO : 0);
+
+	return one_failed || !answered || (groups_there & needed) != needed;
+}
+
+/* After the stop: what was about to be handed over. */
+void ld_handed_mark(void)
+{
+	int i;
+
+	for (i = 0; i < RECENT_MAX; i++) {
+		if (recent[i])
+			ld_dma_uncover(recent[i], &ld_dma_found.handed);
+		recent[i] = 0;
+	}
+}
+
+void ld_handed_exit(void)
+{
+	struct kprobe *p[ARRAY_SIZE(probes)];
+	int i, n = 0;
+
+	for (i = 0; i < ARRAY_SIZE(probes); i++)
+		if (registered[i])
+			p[n++] = &probes[i];
+	if (n)
+		unregister_kprobes(p, n);
+}
