@@ -6,7 +6,7 @@
  *
  * These functions are called for every packet and request, so the probes are armed for a session
  * only.  Arming one changes code, which takes an answer of every CPU: where one does not answer,
- * they stay as they are and ld_handed_missing() says so.
+ * they stay off and ld_handed_missing() says so.
  *
  * A call may be under way at the stop: it passed the probe before, and the device gets the buffer
  * after.  So the pages of the last calls before the stop are remembered and reported as
@@ -19,6 +19,8 @@
 #include <linux/kprobes.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
 #include "compat.h"
 #include "livedump.h"
 
@@ -28,10 +30,13 @@
 #define PIECES_MAX	4096
 
 #define ANSWER_US	100000
+#define SWITCH_PATIENCE	(5 * HZ)
 
 static unsigned long recent[RECENT_MAX];	/* page frames */
 static atomic_t nr_recent;
 static bool armed, answered = true;
+static bool wanted_on, are_on;
+static DECLARE_WAIT_QUEUE_HEAD(switched);
 
 static void hand_pages(unsigned long pfn, unsigned long n)
 {
@@ -209,36 +214,54 @@ void ld_handed_init(void)
 	}
 }
 
-/* Changing code waits for every CPU, without an end. */
-static bool switch_probes(bool on)
+/*
+ * Changing code waits for every CPU, and for locks of the kernel that a task may hold that hangs.  So
+ * somebody else does it, and nobody waits for him for ever.
+ */
+static void switch_probes(struct work_struct *work)
 {
+	bool on = READ_ONCE(wanted_on);
 	int i, err = 0;
 
-	if (!ld_cpus_answer(ANSWER_US)) {
-		pr_warn("a CPU does not answer: probes on what is handed to devices stay %s\n",
-			on ? "off" : "on");
-		return false;
-	}
 	for (i = 0; i < ARRAY_SIZE(targets); i++)
 		/* One whose module is gone can't be switched, and need not be. */
 		if (registered[i] && !kprobe_gone(&probes[i]))
 			err = (on ? enable_kprobe(&probes[i]) : disable_kprobe(&probes[i])) ?: err;
 	if (err)
 		pr_warn("cannot switch probes on what is handed to devices: %d\n", err);
-	return !err;
+	if (on && !err) {
+		WRITE_ONCE(are_on, true);
+		wake_up(&switched);
+	}
 }
 
-/* Any number of times; those that are on already stay so. */
+static DECLARE_WORK(switch_work, switch_probes);
+
+/* In PREPARE. */
 void ld_handed_arm(void)
 {
+	/* Of a run that switches them off only now: another one follows it. */
+	WRITE_ONCE(are_on, false);
 	armed = true;
-	answered = switch_probes(true);
+	answered = ld_cpus_answer(ANSWER_US);
+	if (answered) {
+		WRITE_ONCE(wanted_on, true);
+		schedule_work(&switch_work);
+		answered = wait_event_timeout(switched, READ_ONCE(are_on), SWITCH_PATIENCE);
+	}
+	if (!answered)
+		pr_warn("code can't be changed now: what is handed to devices will not be noticed\n");
 }
 
+/* Does not wait.  Where a CPU does not answer they stay on: they do no harm. */
 void ld_handed_disarm(void)
 {
-	if (armed && switch_probes(false))
-		armed = false;
+	if (!armed)
+		return;
+	armed = false;
+	WRITE_ONCE(wanted_on, false);
+	if (ld_cpus_answer(ANSWER_US))
+		schedule_work(&switch_work);
 }
 
 /* Can a buffer be handed to a device without our notice? */
@@ -266,6 +289,7 @@ void ld_handed_exit(void)
 	struct kprobe *p[ARRAY_SIZE(probes)];
 	int i, n = 0;
 
+	cancel_work_sync(&switch_work);
 	for (i = 0; i < ARRAY_SIZE(probes); i++)
 		if (registered[i])
 			p[n++] = &probes[i];

@@ -10,6 +10,9 @@ BITE ?=
 KILL ?=
 # Not empty: have crash and drgn judge a dump by the module as it is shipped, too.
 SHIPPED ?=
+# 1: an IOMMU translates for the network devices of the loads vmxnet3, e1000e and virtio-net. The first two need it: what
+# such devices write is not known without one.
+IOMMU ?=
 # Dump level, makedumpfile's bits.
 LEVEL ?= 31
 
@@ -17,4 +20,4 @@ LEVEL ?= 31
 test-truth: $(if $(SHIPPED),judge-tools) kmod kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/hidden ./test/truth/hidden
-	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -kill '$(KILL)' $(if $(SHIPPED),-shipped) -out out/truth
+	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' $(if $(filter 1,$(IOMMU)),-iommu) -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -kill '$(KILL)' $(if $(SHIPPED),-shipped) -out out/truth

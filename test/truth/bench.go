@@ -73,7 +73,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
 		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
-		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: nicModels(kernel, o.loads), IOMMU: o.iommu,
+		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: o.nicModels(provide.NICsOf(kernel)), IOMMU: o.iommu,
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
 			{Path: guestShipped, Source: module("kmod", "livedump.ko")},
@@ -111,8 +111,8 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 		b.o.loads = []string{"idle"}
 		for _, line := range strings.Split(strings.TrimSpace(result.Stdout), "\n") {
 			name := strings.Fields(line)[0]
-			if lacksNIC(b.kernel, name) {
-				step("the kernel has no driver for the load %s", name)
+			if b.o.lacksNIC(provide.NICsOf(b.kernel), name) {
+				step("without the load %s: no driver for its devices, or no IOMMU", name)
 				continue
 			}
 			b.o.loads = append(b.o.loads, name)

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"livedump.io/test/guest"
 	"livedump.io/test/load/provide"
 )
 
@@ -25,24 +24,27 @@ var nicLoads = func() []string {
 }()
 
 // nicModels are QEMU's models of the network devices that the loads need.
-func nicModels(kernel *guest.Kernel, loads []string) []string {
+func (o *options) nicModels(has []provide.NIC) []string {
 	var wanted []string
-	for _, name := range loads {
+	for _, name := range o.loads {
 		wanted = append(wanted, strings.Split(name, "+")...)
 	}
+	all := slices.Equal(o.loads, allLoads)
 	var models []string
-	for _, n := range provide.NICsOf(kernel) {
-		if slices.Contains(wanted, n.Load) || slices.Equal(loads, allLoads) {
+	for _, n := range has {
+		if slices.Contains(wanted, n.Load) || all && !o.lacksNIC(has, n.Load) {
 			models = append(models, n.Model)
 		}
 	}
 	return models
 }
 
-// lacksNIC says whether a load sends through network devices that the kernel has no driver for.
-func lacksNIC(kernel *guest.Kernel, load string) bool {
-	return slices.Contains(nicLoads, load) &&
-		!slices.ContainsFunc(provide.NICsOf(kernel), func(n provide.NIC) bool { return n.Load == load })
+// lacksNIC says whether a load is to be left out of all: it sends through network devices that the kernel has no driver
+// for, or that need an IOMMU which is not there.
+func (o *options) lacksNIC(has []provide.NIC, load string) bool {
+	return slices.Contains(nicLoads, load) && !slices.ContainsFunc(has, func(n provide.NIC) bool {
+		return n.Load == load && (o.iommu || !n.NeedsIOMMU)
+	})
 }
 
 // dmaPages are the module's counts of pages that devices may write, by the way in which it found them.

@@ -12,13 +12,15 @@ type NIC struct {
 	Model string
 	// Module and Driver are the kernel's names.
 	Module, Driver string
+	// NeedsIOMMU: without one nobody knows what the device writes, and a dump can't say so of its pages.
+	NeedsIOMMU bool
 }
 
 // NICs are all models that there are loads for.
 var NICs = []NIC{
 	{Load: "virtio-net", Model: "virtio-net-pci", Module: "virtio_net", Driver: "virtio_net"},
-	{Load: "vmxnet3", Model: "vmxnet3", Module: "vmxnet3", Driver: "vmxnet3"},
-	{Load: "e1000e", Model: "e1000e", Module: "e1000e", Driver: "e1000e"},
+	{Load: "vmxnet3", Model: "vmxnet3", Module: "vmxnet3", Driver: "vmxnet3", NeedsIOMMU: true},
+	{Load: "e1000e", Model: "e1000e", Module: "e1000e", Driver: "e1000e", NeedsIOMMU: true},
 }
 
 // NICsOf are those that a kernel has a driver for.
