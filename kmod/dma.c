@@ -26,6 +26,7 @@
 #include <linux/iommu.h>
 #include <linux/module.h>
 #include <linux/pci.h>
+#include <linux/platform_device.h>
 #include <linux/sched.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
@@ -126,10 +127,23 @@ static bool add_ring(const struct virtio_device *vdev, const struct virtqueue *v
 	return true;
 }
 
+/* With the device locked, for then its driver does not take rings away. */
+static bool add_rings(struct virtio_device *vdev)
+{
+	struct virtqueue *vq;
+	bool all = true;
+
+	if (!spin_trylock(&vdev->vqs_list_lock))
+		return false;
+	list_for_each_entry(vq, &vdev->vqs, list)
+		all = add_ring(vdev, vq) && all;
+	spin_unlock(&vdev->vqs_list_lock);
+	return all;
+}
+
 static enum ld_dma_kind look_at_virtio(struct virtio_device *vdev)
 {
-	enum ld_dma_kind kind = DMA_UNKNOWN;
-	struct virtqueue *vq;
+	bool known;
 
 	/* Its addresses are the IOMMU's: what that lets it write says all. */
 	if (__virtio_test_bit(vdev, VIRTIO_F_ACCESS_PLATFORM) && translated(vdev->dev.parent))
@@ -138,33 +152,41 @@ static enum ld_dma_kind look_at_virtio(struct virtio_device *vdev)
 		return DMA_UNKNOWN;
 	if (!device_trylock(&vdev->dev))
 		return DMA_UNKNOWN;
-	if (spin_trylock(&vdev->vqs_list_lock)) {
-		kind = DMA_KNOWN;
-		list_for_each_entry(vq, &vdev->vqs, list)
-			if (!add_ring(vdev, vq))
-				kind = DMA_UNKNOWN;
-		spin_unlock(&vdev->vqs_list_lock);
-	}
+	known = add_rings(vdev);
 	device_unlock(&vdev->dev);
 	/*
 	 * A packed ring forgets a buffer that the device keeps for longer than others.  Network
 	 * devices answer in order.
 	 */
-	if (kind == DMA_KNOWN && __virtio_test_bit(vdev, VIRTIO_F_RING_PACKED) &&
-	    vdev->id.device != VIRTIO_ID_NET)
-		kind = DMA_UNKNOWN;
-	return kind;
+	if (__virtio_test_bit(vdev, VIRTIO_F_RING_PACKED) && vdev->id.device != VIRTIO_ID_NET)
+		known = false;
+	return known ? DMA_KNOWN : DMA_UNKNOWN;
+}
+
+/* Rings that others have made are elsewhere, and asking for their addresses is a BUG. */
+static bool makes_rings(struct device *transport)
+{
+	struct device_driver *driver = READ_ONCE(transport->driver);
+
+	return driver && (!strcmp(driver->name, "virtio-pci") || !strcmp(driver->name, "virtio-mmio"));
 }
 
 static int look_at_child(struct device *dev, void *arg)
 {
 	enum ld_dma_kind *kind = arg;
 
-	if (!dev->bus || strcmp(dev->bus->name, "virtio"))
+	if (!dev->bus || strcmp(dev->bus->name, "virtio") || !makes_rings(dev->parent))
 		return 0;
 	ld_dma_found.virtio = true;
 	*kind = dev->driver ? look_at_virtio(dev_to_virtio(dev)) : DMA_KNOWN;
 	return 1;
+}
+
+static void count_device(enum ld_dma_kind kind)
+{
+	ld_dma_found.devices++;
+	nr_unknown += kind == DMA_UNKNOWN;
+	nr_translated += kind == DMA_TRANSLATED;
 }
 
 static int look_at_pci(struct device *dev, void *arg)
@@ -175,11 +197,19 @@ static int look_at_pci(struct device *dev, void *arg)
 	/* Bridges master the bus for others. */
 	if (!pdev->is_busmaster || !dev->driver || pci_is_bridge(pdev))
 		return 0;
-	ld_dma_found.devices++;
 	if (!device_for_each_child(dev, &kind, look_at_child) && translated(dev))
 		kind = DMA_TRANSLATED;
-	nr_unknown += kind == DMA_UNKNOWN;
-	nr_translated += kind == DMA_TRANSLATED;
+	count_device(kind);
+	return 0;
+}
+
+/* Of other than PCI devices only those of virtio are looked at. */
+static int look_at_platform(struct device *dev, void *arg)
+{
+	enum ld_dma_kind kind = DMA_UNKNOWN;
+
+	if (device_for_each_child(dev, &kind, look_at_child))
+		count_device(kind);
 	return 0;
 }
 
@@ -192,12 +222,11 @@ void ld_dma_find(void)
 	memset(&ld_dma_found, 0, sizeof(ld_dma_found));
 	virtio_get();
 	bus_for_each_dev(&pci_bus_type, NULL, NULL, look_at_pci);
+	bus_for_each_dev(&platform_bus_type, NULL, NULL, look_at_platform);
 	virtio_put();
 	/* Their devices are on a bus of their own, and write what is shared with the host. */
-	if (hypervisor_is_type(X86_HYPER_MS_HYPERV) || hypervisor_is_type(X86_HYPER_XEN_HVM)) {
-		ld_dma_found.devices++;
-		nr_unknown++;
-	}
+	if (hypervisor_is_type(X86_HYPER_MS_HYPERV) || hypervisor_is_type(X86_HYPER_XEN_HVM))
+		count_device(DMA_UNKNOWN);
 }
 
 static int tell_pages(phys_addr_t at, u64 bytes, int (*add)(unsigned long pfn))

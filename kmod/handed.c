@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Buffers that are handed to a device after the stop: kprobes on the functions through which
- * drivers do that save the pages first, as watch.c does for mappings.  What was handed over before is
- * found as of the stop (dma.c).
+ * drivers do that save the pages first, as watch.c does for mappings.  What was handed over
+ * before is found as of the stop (dma.c).
  *
  * These functions are called for every packet and request, so the probes are armed for a session
  * only.  Arming one changes code, which takes an answer of every CPU: where one does not answer,
@@ -215,8 +215,8 @@ void ld_handed_init(void)
 }
 
 /*
- * Changing code waits for every CPU, and for locks of the kernel that a task may hold that hangs.  So
- * somebody else does it, and nobody waits for him for ever.
+ * Changing code waits for every CPU, and for locks of the kernel that a task may hold that
+ * hangs.  So somebody else does it, and nobody waits for him for ever.
  */
 static void switch_probes(struct work_struct *work)
 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What Intel's IOMMU (VT-d) lets devices write, as of the stop: its root, context and page tables are
- * memory in a format that the processor's maker has laid down, and are read as of the stop
- * like all else.  So no function of the kernel is asked, which would tell what is mapped now, and miss
- * what was unmapped since the stop.
+ * What Intel's IOMMU (VT-d) lets devices write, as of the stop: its root, context and page
+ * tables are memory in a format that the processor's maker has laid down, and are read as of the
+ * stop like all else.  So no function of the kernel is asked, which would tell what is mapped
+ * now, and miss what was unmapped since the stop.
  *
  * Not looked at are tables that map more than half of the machine's RAM: those let a device write
  * everything (the IOMMU's driver makes such ones for devices that it does not restrict), or are
@@ -248,8 +248,8 @@ static void look_at_unit(const struct ld_unit *u, u64 *counted)
 }
 
 /*
- * After the stop.  *counted grows by the pages to be dumped that a device may write.  False: it is not
- * known what devices may write that an IOMMU translates for.
+ * After the stop.  *counted grows by the pages to be dumped that a device may write.  False: it
+ * is not known what devices may write that an IOMMU translates for.
  */
 bool ld_vtd_mark(u64 *counted)
 {
