@@ -374,8 +374,8 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 	}
 	args = append(args, numaArgs(c)...)
 	if c.IOMMU {
-		// Before the devices that it is for.
-		args = append([]string{"-device", "intel-iommu"}, args...)
+		// Before the devices that it is for. Without KVM the timer does not get through its interrupt remapping.
+		args = append([]string{"-device", "intel-iommu,intremap=off"}, args...)
 	}
 	if c.CountInstructions {
 		args = append(args, "-icount", "shift=0")
