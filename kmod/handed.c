@@ -29,7 +29,7 @@
 /* No call has more pieces: what is no list must not keep us here. */
 #define PIECES_MAX	4096
 
-#define ANSWER_US	100000
+#define ANSWER_US	1000000
 #define SWITCH_PATIENCE	(5 * HZ)
 
 static unsigned long recent[RECENT_MAX];	/* page frames */
