@@ -116,6 +116,27 @@ func TestControllerIsRestricted(t *testing.T) {
 	}
 }
 
+// The images say the same as the chart: only the agent's is for root.
+func TestImagesUsers(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	users, stage := map[string]string{}, ""
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 4 && words[0] == "FROM" && words[2] == "AS":
+			stage = words[3]
+		case len(words) == 2 && words[0] == "USER":
+			users[stage] = words[1]
+		}
+	}
+	if users["controller"] != "65532:65532" || users["agent"] != "0:0" {
+		t.Errorf("users by stage: %v", users)
+	}
+}
+
 // Before the release is removed its LiveDumps are ended, by the controller's binary with the controller's rights.
 func TestUninstallJob(t *testing.T) {
 	args := []string{"--set-string=controller.image.repository=r/c,controller.image.tag=t1", "--set=uninstall.patienceSeconds=33,controller.hostNetwork=true,controller.nodeSelector.pool=infra"}

@@ -173,7 +173,8 @@ func (c *scaleCluster) startServers(ctx context.Context, o options) error {
 	}
 	command := exec.Command(o.controller, "--namespaces="+dumpNamespace, "--holder-image=example.test/controller:1",
 		"--agent-selector=app.kubernetes.io/name=livedump,app.kubernetes.io/instance=livedump,app.kubernetes.io/component=agent",
-		"--metrics-bind-address=0", "--health-probe-bind-address=0", "--max-concurrent-dumps="+strconv.Itoa(o.maxConcurrent))
+		// There is one controller, and on a busy machine it must not end over a lease that was renewed late.
+		"--leader-elect=false", "--metrics-bind-address=0", "--health-probe-bind-address=0", "--max-concurrent-dumps="+strconv.Itoa(o.maxConcurrent))
 	command.Env = append(os.Environ(), "POD_NAMESPACE="+releaseNamespace, "KUBECONFIG="+c.kubeconfig("controller", token))
 	if c.controller, err = c.startProcess(ctx, "controller", command); err != nil {
 		return err
