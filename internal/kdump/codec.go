@@ -9,11 +9,11 @@ import (
 	"io"
 	"strings"
 
-	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/snappy"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
 
+	"livedump.io/internal/snappypage"
 	"livedump.io/internal/zstdpage"
 )
 
@@ -106,7 +106,7 @@ func newCompressor(c Codec, level int) (compressor, error) {
 		z.w = w
 		return z, nil
 	case CodecSnappy:
-		return snappyCompressor{}, nil
+		return &snappyCompressor{}, nil
 	case CodecNone:
 		return nil, nil
 	}
@@ -153,12 +153,14 @@ func (a *appender) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-type snappyCompressor struct{}
+type snappyCompressor struct{ e snappypage.Encoder }
 
-func (snappyCompressor) appendPage(dst, page []byte) ([]byte, error) {
-	n := len(dst)
-	out := s2.EncodeSnappy(dst[n:n+compressedRoom], page)
-	return dst[:n+len(out)], nil
+func (s *snappyCompressor) appendPage(dst, page []byte) ([]byte, error) {
+	out, ok := s.e.Encode(dst, page)
+	if !ok {
+		out = dst[:len(dst)+PageSize]
+	}
+	return out, nil
 }
 
 // decompressor belongs to one goroutine. It never writes more than one page.

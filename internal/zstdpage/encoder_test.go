@@ -160,3 +160,14 @@ func BenchmarkEncode(b *testing.B) {
 		e.Encode(dst, pages[i%len(pages)])
 	}
 }
+
+func TestNoAllocations(t *testing.T) {
+	e := &Encoder{}
+	dst := make([]byte, 0, Room)
+	for seed := range uint64(16) {
+		page := testPage(seed)
+		if n := testing.AllocsPerRun(10, func() { e.Encode(dst, page) }); n > 0 {
+			t.Errorf("seed %d: %v allocations", seed, n)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,16 +40,20 @@ type runner struct {
 	env         []string
 }
 
-// runLimit ends a tool that has lost beyond doubt: makedumpfile's threads can wait for each other for a
-// very long time.
-const runLimit = 4 * time.Minute
+// A tool that takes so many times as long as the fastest has lost beyond doubt and is ended, but not before
+// leastLimit: makedumpfile's threads can wait for each other for a very long time.
+const (
+	lostBeyondDoubt = 4
+	leastLimit      = 30 * time.Second
+	mostLimit       = 20 * time.Minute
+)
 
-// run measures the whole process. Its output is removed.
-func (t *runner) run(ctx context.Context, dir string) (measurement, error) {
+// run measures the whole process, which is ended at the limit. Its output is removed.
+func (t *runner) run(ctx context.Context, dir string, limit time.Duration) (measurement, error) {
 	out := filepath.Join(dir, "dump")
 	defer os.Remove(out)
 	defer os.Remove(out + ".partial")
-	ctx, cancel := context.WithTimeout(ctx, runLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	argv := t.argv(out)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -71,6 +76,17 @@ func (t *runner) run(ctx context.Context, dir string) (measurement, error) {
 		return m, err
 	}
 	return m, nil
+}
+
+// warm reads a file once, so that nobody's first run has to.
+func warm(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(struct{ io.Writer }{io.Discard}, f)
+	return err
 }
 
 func sizeOf(path string) uint64 {
@@ -113,14 +129,16 @@ type makedumpfile struct {
 	snappy  bool
 }
 
-func findMakedumpfile(ctx context.Context) (*makedumpfile, error) {
-	root, err := guest.Hack(ctx, "debian-chroot", "trixie", "judge", "crash", "python3-drgn", "makedumpfile")
-	if err != nil {
-		return nil, err
+// findMakedumpfile takes Debian's, unless there is a program of somebody's own.
+func findMakedumpfile(ctx context.Context, own string) (*makedumpfile, error) {
+	m := &makedumpfile{command: []string{own}}
+	if own == "" {
+		command, err := debianMakedumpfile(ctx)
+		if err != nil {
+			return nil, err
+		}
+		m.command = command
 	}
-	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
-	m := &makedumpfile{command: []string{filepath.Join(root, "usr/lib64/ld-linux-x86-64.so.2"), "--library-path",
-		libs + ":" + filepath.Join(libs, "elfutils"), filepath.Join(root, "usr/bin/makedumpfile")}}
 	out, err := exec.CommandContext(ctx, m.command[0], append(m.command[1:], "-v")...).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("makedumpfile -v: %w: %s", err, out)
@@ -129,6 +147,16 @@ func findMakedumpfile(ctx context.Context) (*makedumpfile, error) {
 	m.snappy = strings.Contains(string(out), "snappy\tenabled")
 	fmt.Println("write-bench:", m.version)
 	return m, nil
+}
+
+func debianMakedumpfile(ctx context.Context) ([]string, error) {
+	root, err := guest.Hack(ctx, "debian-chroot", "trixie", "judge", "crash", "python3-drgn", "makedumpfile")
+	if err != nil {
+		return nil, err
+	}
+	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	return []string{filepath.Join(root, "usr/lib64/ld-linux-x86-64.so.2"), "--library-path",
+		libs + ":" + filepath.Join(libs, "elfutils"), filepath.Join(root, "usr/bin/makedumpfile")}, nil
 }
 
 // settings are makedumpfile on one CPU and on two.
