@@ -157,10 +157,19 @@ static void no_jump(struct kprobe *p, struct pt_regs *regs, unsigned long flags)
 
 static bool is_tracers(const u8 *code)
 {
-	static const u8 nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
+	/* To 5.12 the kernel chooses at boot what it uses to do nothing, by processor. */
+	static const u8 nops[][5] = {
+		{ 0x0f, 0x1f, 0x44, 0x00, 0x00 },
+		{ 0x66, 0x66, 0x66, 0x66, 0x90 },
+		{ 0x3e, 0x8d, 0x74, 0x26, 0x00 },
+	};
 	const u8 call = 0xe8;
+	int i;
 
-	return !memcmp(code, nop, sizeof(nop)) || *code == call;
+	for (i = 0; i < ARRAY_SIZE(nops); i++)
+		if (!memcmp(code, nops[i], sizeof(nops[i])))
+			return true;
+	return *code == call;
 }
 
 /*

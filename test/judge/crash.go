@@ -229,6 +229,13 @@ func parseCrashTotalMem(text string) (int64, error) {
 	return strconv.ParseInt(m[1], 10, 64)
 }
 
+// withoutIRQStackWarnings is what crash complains of, but for what it makes of a CPU of 5.10 that was on its
+// IRQ stack: there it expects the registers from before the interrupt one word off, shows nonsense, and says so.
+func (o crashOutput) withoutIRQStackWarnings() string {
+	const misread = "--- <IRQ stack> ---\n    [exception RIP: no symbolic reference]\n"
+	return strings.Replace(o.session, "WARNING: possibly bogus exception frame\n", "", strings.Count(o.btAll+o.btEach, misread))
+}
+
 // checkCrash compares crash's output with what the guest said. bt -a is checked
 // only if this crash can read the active tasks of this kernel.
 func checkCrash(out crashOutput, e Expectation) error {
@@ -238,7 +245,7 @@ func checkCrash(out crashOutput, e Expectation) error {
 			problems = append(problems, err)
 		}
 	}
-	if text := strings.TrimSpace(out.session); text != "" {
+	if text := strings.TrimSpace(out.withoutIRQStackWarnings()); text != "" {
 		add(fmt.Errorf("crash complains: %s", text))
 	}
 	sys, err := parseCrashSys(out.sys)

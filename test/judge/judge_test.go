@@ -117,13 +117,28 @@ func TestCrashOfGoodDump(t *testing.T) {
 	}
 }
 
+const misreadIRQStack = "--- <IRQ stack> ---\n    [exception RIP: no symbolic reference]\n"
+
+func TestCrashMisreadsAnIRQStack(t *testing.T) {
+	out := good()
+	out.session = "WARNING: possibly bogus exception frame\n"
+	out.btAll += misreadIRQStack
+	if err := checkCrash(out, expectation()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Each change is one thing that can be wrong with a dump, and each must be told.
 func TestCrashOfBadDump(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*crashOutput, *Expectation)
 		want   string
 	}{
-		"complaint":     {func(o *crashOutput, _ *Expectation) { o.session = "WARNING: something\n" }, "crash complains: WARNING"},
+		"complaint": {func(o *crashOutput, _ *Expectation) { o.session = "WARNING: something\n" }, "crash complains: WARNING"},
+		"bogus registers": {func(o *crashOutput, _ *Expectation) {
+			o.session = "WARNING: possibly bogus exception frame\nWARNING: possibly bogus exception frame\n"
+			o.btAll += misreadIRQStack
+		}, "crash complains: WARNING"},
 		"hostname":      {replace("g1", "localhost"), `hostname is "localhost"`},
 		"release":       {replace("RELEASE: 6.1.0-56", "RELEASE: 6.1.0-55"), "kernel release is"},
 		"uptime early":  {replace("00:01:10", "00:00:50"), "uptime is 50.0 s"},

@@ -32,7 +32,7 @@ type Row struct {
 // two below the place of its devices and what is more above 4 GiB. Modules are code, and break up one or two.
 const (
 	smallMiB = 1024
-	hugeMiB  = 4096
+	hugeMiB  = 6144
 )
 
 // Rows is the matrix: not every combination, for that would take days in guests without
