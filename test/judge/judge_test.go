@@ -128,6 +128,20 @@ func TestCrashMisreadsAnIRQStack(t *testing.T) {
 	}
 }
 
+func TestCrashTakesTicksForFaster(t *testing.T) {
+	e := expectation()
+	e.Before.UptimeSeconds, e.After.UptimeSeconds = 49, 54.4
+	for release, want := range map[string]bool{"6.12.117+deb13-cloud-amd64": true, "6.1.0-56-cloud-amd64": false} {
+		e.Before.Release = release
+		if got := takenForFaster(237, e); got != want {
+			t.Errorf("%s: %t, want %t", release, got, want)
+		}
+	}
+	if e.Before.Release = "6.12.117"; takenForFaster(54, e) || takenForFaster(220, e) {
+		t.Error("an uptime that is wrong either way passes")
+	}
+}
+
 // Each change is one thing that can be wrong with a dump, and each must be told.
 func TestCrashOfBadDump(t *testing.T) {
 	for name, test := range map[string]struct {
