@@ -19,6 +19,9 @@ const (
 // checkAttachment says whether the agent can reach the device: through the holder, or, on a node that
 // starts no new pods, by the path that the volume itself names.
 func checkAttachment(o *observation) finding {
+	if stream := o.dump.Spec.Target.Stream; stream != nil {
+		return streamReady(stream)
+	}
 	f := checkHolder(o)
 	if f.state != pending {
 		return f
@@ -41,7 +44,7 @@ func checkAttachment(o *observation) finding {
 // who has a say (quotas, policies, the scheduler) has agreed to the claim being attached there.
 func directPath(o *observation) string {
 	h := o.holder
-	if o.volume == nil || o.volume.Spec.Local == nil || o.node == nil || o.dump.Status.StartTime == nil || !o.owned() || h.DeletionTimestamp != nil || h.Spec.NodeName != o.dump.Spec.NodeName || podEnded(h) {
+	if o.volume == nil || o.volume.Spec.Local == nil || !raw(o.volume.Spec.VolumeMode) || o.node == nil || o.dump.Status.StartTime == nil || !o.owned() || h.DeletionTimestamp != nil || h.Spec.NodeName != o.dump.Spec.NodeName || podEnded(h) {
 		return ""
 	}
 	patience := directAfter
@@ -56,7 +59,8 @@ func directPath(o *observation) string {
 
 // targetOf is what the agent is told of a target that is ready.
 func targetOf(o *observation, f finding) v1alpha1.TargetStatus {
-	target := v1alpha1.TargetStatus{PersistentVolumeName: o.volume.Name, CapacityBytes: capacity(o.volume), HolderPodUID: string(o.holder.UID)}
+	target := v1alpha1.TargetStatus{PersistentVolumeName: o.volume.Name, CapacityBytes: capacity(o.volume), HolderPodUID: string(o.holder.UID),
+		VolumeMode: modeName(o.volume.Spec.VolumeMode)}
 	if f.reason == v1alpha1.ReasonAttachedDirectly {
 		target.LocalPath = o.volume.Spec.Local.Path
 	}

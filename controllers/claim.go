@@ -20,6 +20,19 @@ const pageSize = 4096
 // compresses, but not to less. The exact check is the agent's, after the estimate.
 const leastBytes = 16 << 20
 
+// checkTarget says whether the target can take the dump, as far as it can be told from here.
+func checkTarget(o *observation) finding {
+	if stream := o.dump.Spec.Target.Stream; stream != nil {
+		return streamReady(stream)
+	}
+	return checkClaim(o)
+}
+
+// streamReady is the finding about a stream, which needs nothing to be attached.
+func streamReady(stream *v1alpha1.StreamTarget) finding {
+	return good(v1alpha1.ReasonNothingToAttach, fmt.Sprintf("the agent connects to %s when it begins", stream.Address))
+}
+
 // checkClaim says whether the claim can take the dump. An unbound claim may: it binds for the holder.
 func checkClaim(o *observation) finding {
 	name := claimName(o.dump)
@@ -32,11 +45,13 @@ func checkClaim(o *observation) finding {
 		return bad(v1alpha1.ReasonTargetNotFound, fmt.Sprintf("claim %s does not exist in namespace %s", name, o.dump.Namespace))
 	case claim.DeletionTimestamp != nil:
 		return bad(v1alpha1.ReasonTargetNotFound, fmt.Sprintf("claim %s is being deleted", name))
-	case claim.Spec.VolumeMode == nil || *claim.Spec.VolumeMode != corev1.PersistentVolumeBlock:
-		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("claim %s has volumeMode Filesystem; a dump is written to a raw device, which needs volumeMode Block", name))
+	case raw(claim.Spec.VolumeMode) && o.dump.Spec.Target.PersistentVolumeClaim.Path != "":
+		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("claim %s has volumeMode Block, so there is no path in it; a file needs volumeMode Filesystem", name))
+	case raw(claim.Spec.VolumeMode) && o.dump.Spec.Format != "" && o.dump.Spec.Format != v1alpha1.FormatKdump:
+		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("claim %s has volumeMode Block, on which the format can only be Kdump; %s needs volumeMode Filesystem", name, o.dump.Spec.Format))
 	case claim.Status.Phase == corev1.ClaimLost:
 		return bad(v1alpha1.ReasonTargetInvalid, fmt.Sprintf("claim %s has lost its volume %s", name, claim.Spec.VolumeName))
-	case len(o.claimUsers) > 0:
+	case len(o.claimUsers) > 0 && raw(claim.Spec.VolumeMode):
 		return bad(v1alpha1.ReasonTargetInUse, fmt.Sprintf("claim %s is used by %s; the dump would overwrite its data", name, podNames(o.claimUsers)))
 	}
 	if f := checkRival(o); f.state == failed {
@@ -54,8 +69,9 @@ func checkVolume(o *observation) finding {
 	if ref := volume.Spec.ClaimRef; ref == nil || ref.UID != claim.UID {
 		return bad(v1alpha1.ReasonTargetInvalid, fmt.Sprintf("volume %s, which claim %s names, is not bound to it", volume.Name, claim.Name))
 	}
-	if mode := volume.Spec.VolumeMode; mode == nil || *mode != corev1.PersistentVolumeBlock {
-		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("volume %s has volumeMode Filesystem, not Block", volume.Name))
+	if raw(volume.Spec.VolumeMode) != raw(claim.Spec.VolumeMode) {
+		return bad(v1alpha1.ReasonTargetWrongMode, fmt.Sprintf("volume %s has volumeMode %s, and claim %s has %s", volume.Name,
+			modeName(volume.Spec.VolumeMode), claim.Name, modeName(claim.Spec.VolumeMode)))
 	}
 	if err := volumehelpers.CheckNodeAffinity(volume, o.node.Labels); err != nil {
 		return bad(v1alpha1.ReasonTargetWrongNode, fmt.Sprintf("claim %s is bound to volume %s, which is not reachable from node %s: its node affinity excludes the node", claim.Name, volume.Name, o.node.Name))
@@ -75,15 +91,34 @@ func checkRival(o *observation) finding {
 	return waiting(v1alpha1.ReasonPending, "not checked yet")
 }
 
-// claimRival is another LiveDump with the same claim that has the better right to it:
-// it is running, or it was there first.
+// claimRival is another LiveDump with the same claim, and the same file in it if it has files, that has the better
+// right to it: it is running, or it was there first. At a glance, which does not show the claim, it may have files or not.
 func claimRival(o *observation) *v1alpha1.LiveDump {
+	if claimName(o.dump) == "" {
+		return nil
+	}
 	for _, other := range o.others {
-		if other.Namespace == o.dump.Namespace && claimName(other) == claimName(o.dump) && !ended(other) && comesBefore(other, o.dump) {
+		if other.Namespace != o.dump.Namespace || claimName(other) != claimName(o.dump) || ended(other) || !comesBefore(other, o.dump) {
+			continue
+		}
+		if o.claim == nil || raw(o.claim.Spec.VolumeMode) || other.FileInVolume() == o.dump.FileInVolume() {
 			return other
 		}
 	}
 	return nil
+}
+
+// raw says whether a volume is a device without a file system.
+func raw(mode *corev1.PersistentVolumeMode) bool {
+	return mode != nil && *mode == corev1.PersistentVolumeBlock
+}
+
+// modeName is the volumeMode, of which no value means Filesystem.
+func modeName(mode *corev1.PersistentVolumeMode) string {
+	if raw(mode) {
+		return v1alpha1.VolumeModeBlock
+	}
+	return v1alpha1.VolumeModeFilesystem
 }
 
 // leastSize is a lower bound of a dump's size, in bytes: the two page bitmaps of the dump

@@ -5,6 +5,7 @@ package controllers
 import (
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -21,16 +22,23 @@ func TestCheckClaim(t *testing.T) {
 		reason  string
 		message string
 	}{
-		"fits":               {func(*observation) {}, fine, v1alpha1.ReasonAttached, ""},
-		"missing":            {func(o *observation) { o.claim = nil }, failed, v1alpha1.ReasonTargetNotFound, "claim claim does not exist in namespace dumps"},
-		"no target":          {func(o *observation) { o.dump.Spec.Target.PersistentVolumeClaim = nil }, failed, v1alpha1.ReasonTargetInvalid, ""},
-		"filesystem":         {func(o *observation) { o.claim.Spec.VolumeMode = &filesystem }, failed, v1alpha1.ReasonTargetWrongMode, "volumeMode Filesystem"},
-		"mode not given":     {func(o *observation) { o.claim.Spec.VolumeMode = nil }, failed, v1alpha1.ReasonTargetWrongMode, "volumeMode Filesystem"},
+		"fits":              {func(*observation) {}, fine, v1alpha1.ReasonAttached, ""},
+		"missing":           {func(o *observation) { o.claim = nil }, failed, v1alpha1.ReasonTargetNotFound, "claim claim does not exist in namespace dumps"},
+		"no target":         {func(o *observation) { o.dump.Spec.Target.PersistentVolumeClaim = nil }, failed, v1alpha1.ReasonTargetInvalid, ""},
+		"path in a device":  {func(o *observation) { o.dump.Spec.Target.PersistentVolumeClaim.Path = "a" }, failed, v1alpha1.ReasonTargetWrongMode, "there is no path in it"},
+		"ELF on a device":   {func(o *observation) { o.dump.Spec.Format = v1alpha1.FormatELF }, failed, v1alpha1.ReasonTargetWrongMode, "ELF needs volumeMode Filesystem"},
+		"kdump on a device": {func(o *observation) { o.dump.Spec.Format = v1alpha1.FormatKdump }, fine, v1alpha1.ReasonAttached, ""},
+		"filesystem": {func(o *observation) {
+			o.claim.Spec.VolumeMode, o.volume.Spec.VolumeMode = &filesystem, &filesystem
+			o.dump.Spec.Format, o.dump.Spec.Target.PersistentVolumeClaim.Path = v1alpha1.FormatELF, "dumps/a.elf"
+			o.claimUsers = []string{"reader"} // a file is nobody else's
+		}, fine, v1alpha1.ReasonAttached, ""},
+		"mode not given":     {func(o *observation) { o.claim.Spec.VolumeMode, o.volume.Spec.VolumeMode = nil, &filesystem }, fine, v1alpha1.ReasonAttached, ""},
 		"in use":             {func(o *observation) { o.claimUsers = []string{"a", "b", "c", "d", "e"} }, failed, v1alpha1.ReasonTargetInUse, "pods a, b, c and 2 more"},
 		"pending":            {func(o *observation) { o.claim.Status.Phase = corev1.ClaimPending; o.volume = nil }, pending, v1alpha1.ReasonTargetNotBound, "not bound"},
 		"bound, volume gone": {func(o *observation) { o.volume = nil }, pending, v1alpha1.ReasonTargetNotBound, ""},
 		"another's volume":   {func(o *observation) { o.volume.Spec.ClaimRef.UID = "other" }, failed, v1alpha1.ReasonTargetInvalid, "is not bound to it"},
-		"volume of files":    {func(o *observation) { o.volume.Spec.VolumeMode = &filesystem }, failed, v1alpha1.ReasonTargetWrongMode, ""},
+		"volume of files":    {func(o *observation) { o.volume.Spec.VolumeMode = &filesystem }, failed, v1alpha1.ReasonTargetWrongMode, "has volumeMode Filesystem, and claim claim has Block"},
 		"another node's": {func(o *observation) {
 			o.volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"x"}}}}}}}
@@ -74,7 +82,7 @@ func TestPodUsesClaim(t *testing.T) {
 
 func TestHolderIsRestrictedAndPinned(t *testing.T) {
 	r := &LiveDumpReconciler{Config: Config{HolderImage: "image"}}
-	pod := r.holderPod(fresh().dump)
+	pod := r.holderPod(fresh().dump, v1alpha1.VolumeModeBlock)
 	if pod.Spec.NodeName != "" {
 		t.Error("nodeName bypasses the scheduler, and with it the binding of the claim")
 	}
@@ -86,5 +94,45 @@ func TestHolderIsRestrictedAndPinned(t *testing.T) {
 	}
 	if d := pod.Spec.Containers[0].VolumeDevices; len(d) != 1 || pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName != "claim" || pod.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly {
 		t.Errorf("devices %+v, volumes %+v", d, pod.Spec.Volumes)
+	}
+	c := r.holderPod(fresh().dump, v1alpha1.VolumeModeFilesystem).Spec.Containers[0]
+	if m := c.VolumeMounts; len(m) != 1 || !m[0].ReadOnly || len(c.VolumeDevices) != 0 {
+		t.Errorf("of a file system it has mounts %+v, devices %+v", m, c.VolumeDevices)
+	}
+}
+
+// A stream needs no holder, and the agent is told to begin all the same.
+func TestStreamNeedsNoHolder(t *testing.T) {
+	o := fresh().withAgent()
+	o.claim, o.volume = nil, nil
+	o.dump.Spec.Target = v1alpha1.Target{Stream: &v1alpha1.StreamTarget{Address: "receiver:9300"}}
+	d := o.proceed()
+	d = o.proceed()
+	if d.holder != leave {
+		t.Errorf("holder: %v", d.holder)
+	}
+	for _, conditionType := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionTargetReady} {
+		if c := condition(o.dump, conditionType); c == nil || c.Status != metav1.ConditionTrue {
+			t.Errorf("%s: %+v", conditionType, c)
+		}
+	}
+	if c := condition(o.dump, v1alpha1.ConditionTargetReady); c.Reason != v1alpha1.ReasonNothingToAttach || !strings.Contains(c.Message, "receiver:9300") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Two LiveDumps may write different files to one claim, but not the same.
+func TestFilesOfOneClaim(t *testing.T) {
+	filesystem := corev1.PersistentVolumeFilesystem
+	for path, rival := range map[string]bool{"": false, "dump.kdump": true, "other": false} {
+		o := fresh()
+		o.claim.Spec.VolumeMode, o.volume.Spec.VolumeMode = &filesystem, &filesystem
+		other := o.dump.DeepCopy()
+		other.Name, other.UID, other.CreationTimestamp = "first", "first", metav1.NewTime(start.Add(-time.Hour))
+		other.Spec.Target.PersistentVolumeClaim.Path = path
+		o.others = append(o.others, other)
+		if f := checkClaim(o); (f.reason == v1alpha1.ReasonTargetInUse) != rival {
+			t.Errorf("path %q: %+v, want a rival: %v", path, f, rival)
+		}
 	}
 }

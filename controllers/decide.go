@@ -150,7 +150,7 @@ func examine(o *observation) findings {
 	if !o.whole {
 		return examineAtAGlance(o, unchecked)
 	}
-	if f.target = checkClaim(o); f.target.state == failed {
+	if f.target = checkTarget(o); f.target.state == failed {
 		f.accepted = unchecked.accepted
 		return f
 	}

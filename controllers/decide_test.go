@@ -140,7 +140,7 @@ func TestTargetIsToldOnceItIsAttached(t *testing.T) {
 	o := fresh()
 	o.proceed()
 	d := o.withHolder().proceed()
-	want := v1alpha1.TargetStatus{PersistentVolumeName: "volume", CapacityBytes: 4 << 30, HolderPodUID: "holder-uid"}
+	want := v1alpha1.TargetStatus{PersistentVolumeName: "volume", CapacityBytes: 4 << 30, HolderPodUID: "holder-uid", VolumeMode: v1alpha1.VolumeModeBlock}
 	if c := conditionOf(d, v1alpha1.ConditionTargetReady); c.Status != metav1.ConditionTrue || d.status.Target != want {
 		t.Errorf("TargetReady %+v, target %+v", c, d.status.Target)
 	}

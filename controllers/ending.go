@@ -70,12 +70,22 @@ func reportedEnd(o *observation) *outcome {
 		return failure(v1alpha1.ReasonInternalError, "the agent reported a dump that was never accepted")
 	case result == nil || result.SizeBytes <= 0 || result.SHA256 == "" || result.PagesDumped <= 0:
 		return failure(v1alpha1.ReasonInternalError, "the agent reported a complete dump without its result")
-	case size > 0 && result.SizeBytes > size:
+	case size > 0 && result.SizeBytes > size && o.dump.Status.Target.VolumeMode != v1alpha1.VolumeModeFilesystem: // a file has holes
 		return failure(v1alpha1.ReasonInternalError, fmt.Sprintf("the agent reported a dump of %d bytes on a target of %d", result.SizeBytes, size))
 	}
-	return &outcome{metav1.ConditionTrue, v1alpha1.ReasonComplete,
-		fmt.Sprintf("the dump is on claim %s from its first byte on (%d bytes, %d pages, %d lost), read back and verified",
-			claimName(o.dump), result.SizeBytes, result.PagesDumped, result.PagesLost)}
+	return &outcome{metav1.ConditionTrue, v1alpha1.ReasonComplete, fmt.Sprintf("%s: %d bytes, %d pages, %d lost", whereabouts(o.dump),
+		result.SizeBytes, result.PagesDumped, result.PagesLost)}
+}
+
+// whereabouts says where a complete dump is.
+func whereabouts(dump *v1alpha1.LiveDump) string {
+	switch {
+	case dump.Spec.Target.Stream != nil:
+		return fmt.Sprintf("the dump was sent to %s, which has confirmed it", dump.Spec.Target.Stream.Address)
+	case dump.Status.Target.VolumeMode == v1alpha1.VolumeModeFilesystem:
+		return fmt.Sprintf("the dump is file %s on claim %s, read back and verified", dump.FileInVolume(), claimName(dump))
+	}
+	return fmt.Sprintf("the dump is on claim %s from its first byte on, read back and verified", claimName(dump))
 }
 
 // deadline by which the LiveDump has to end; far away for one that is not accepted yet.

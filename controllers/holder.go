@@ -27,8 +27,9 @@ const (
 )
 
 const (
-	// holderDevice is where the holder has the device; it never opens it.
+	// holderDevice is where the holder has the device, holderFolder where it has the file system; it never opens them.
 	holderDevice = "/dev/livedump-target"
+	holderFolder = "/livedump-target"
 
 	// holderUser is any user but root.
 	holderUser = 65532
@@ -87,9 +88,18 @@ func holderStep(o *observation) want {
 	return leave
 }
 
+// holderMode says how the holder has the claim: as it is, or, while the agent is at work and the claim is not looked
+// at any more, as it was.
+func holderMode(o *observation) string {
+	if o.claim != nil {
+		return modeName(o.claim.Spec.VolumeMode)
+	}
+	return o.dump.Status.Target.VolumeMode
+}
+
 // createHolder asks for the pod that keeps the claim attached to the node.
-func (r *LiveDumpReconciler) createHolder(ctx context.Context, dump *v1alpha1.LiveDump) error {
-	pod := r.holderPod(dump)
+func (r *LiveDumpReconciler) createHolder(ctx context.Context, dump *v1alpha1.LiveDump, mode string) error {
+	pod := r.holderPod(dump, mode)
 	if err := controllerutil.SetControllerReference(dump, pod, r.Client.Scheme()); err != nil {
 		return err
 	}
@@ -109,8 +119,8 @@ func (r *LiveDumpReconciler) deleteHolder(ctx context.Context, pod *corev1.Pod) 
 	return client.IgnoreNotFound(err)
 }
 
-func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump) *corev1.Pod {
-	return &corev1.Pod{
+func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump, mode string) *corev1.Pod {
+	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      holderName(dump),
 			Namespace: dump.Namespace,
@@ -157,7 +167,6 @@ func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump) *corev1.Pod {
 					Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("16Mi")},
 					Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
 				},
-				VolumeDevices: []corev1.VolumeDevice{{Name: "target", DevicePath: holderDevice}},
 			}},
 			Volumes: []corev1.Volume{{
 				Name: "target",
@@ -167,4 +176,11 @@ func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump) *corev1.Pod {
 			}},
 		},
 	}
+	container := &pod.Spec.Containers[0]
+	if mode == v1alpha1.VolumeModeBlock {
+		container.VolumeDevices = []corev1.VolumeDevice{{Name: "target", DevicePath: holderDevice}}
+	} else {
+		container.VolumeMounts = []corev1.VolumeMount{{Name: "target", MountPath: holderFolder, ReadOnly: true}}
+	}
+	return pod
 }

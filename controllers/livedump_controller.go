@@ -148,7 +148,7 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 
 	switch next.holder {
 	case ensure:
-		if err := r.createHolder(ctx, dump); err != nil {
+		if err := r.createHolder(ctx, dump, holderMode(seen)); err != nil {
 			// A quota or a policy of the namespace, say: the user can mend that, and sees no logs.
 			r.record(dump, corev1.EventTypeWarning, "HolderNotCreated", "AttachTarget", err.Error())
 			return fmt.Errorf("creating holder pod: %w", err)

@@ -206,6 +206,9 @@ func (r *LiveDumpReconciler) observeNode(ctx context.Context, o *observation, re
 
 func (r *LiveDumpReconciler) observeTarget(ctx context.Context, o *observation) error {
 	name := claimName(o.dump)
+	if name == "" {
+		return nil
+	}
 	claim, err := get(ctx, r.Reader, types.NamespacedName{Namespace: o.dump.Namespace, Name: name}, &corev1.PersistentVolumeClaim{})
 	if err != nil {
 		return fmt.Errorf("reading claim: %w", err)

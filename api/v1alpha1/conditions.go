@@ -24,6 +24,8 @@ const (
 	ReasonWaitingInLine = "WaitingInLine" // Accepted, Unknown: another LiveDump has the node
 	ReasonAttached      = "Attached"      // TargetReady, True
 	ReasonAgentReady    = "AgentReady"    // AgentReady, True
+	// ReasonNothingToAttach (TargetReady, True): the target is no volume.
+	ReasonNothingToAttach = "NothingToAttach"
 	// ReasonAttachedDirectly (TargetReady, True): by the path of a local volume, for the kubelet starts no holder.
 	ReasonAttachedDirectly = "AttachedDirectly"
 	// ReasonNotReached closes a condition that was still Unknown when the dump ended.

@@ -19,7 +19,7 @@ func TestFailureReasonsAreAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Those of conditions on the way, and of dumps that go on or succeed.
-	others := []string{ReasonAccepted, ReasonWaitingInLine, ReasonAttached, ReasonAttachedDirectly, ReasonAgentReady, ReasonNotReached,
+	others := []string{ReasonAccepted, ReasonWaitingInLine, ReasonAttached, ReasonAttachedDirectly, ReasonNothingToAttach, ReasonAgentReady, ReasonNotReached,
 		ReasonPending, ReasonRunning, ReasonComplete}
 	var declared []string
 	ast.Inspect(file, func(n ast.Node) bool {

@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -41,6 +42,20 @@ const (
 	CompressionNone   Compression = "None"
 )
 
+// Format of the dump.
+// +kubebuilder:validation:Enum=Kdump;ELF;Flattened
+type Format string
+
+const (
+	// FormatKdump is kdump-compressed, version 6: for claims.
+	FormatKdump Format = "Kdump"
+	// FormatELF is an ELF vmcore: without compression, in a file with holes, so only for claims with volumeMode Filesystem.
+	FormatELF Format = "ELF"
+	// FormatFlattened is kdump-compressed as a stream that "makedumpfile -R" and "livedump convert" make a plain dump of: for
+	// streams, and for files.
+	FormatFlattened Format = "Flattened"
+)
+
 // OverwritePolicy says what may be on the target before the first byte is written.
 // +kubebuilder:validation:Enum=Never;IfEmptyOrLiveDump
 type OverwritePolicy string
@@ -64,12 +79,49 @@ const (
 
 // PersistentVolumeClaimTarget is a claim in the namespace of the LiveDump.
 type PersistentVolumeClaimTarget struct {
-	// claimName is the name of a claim with volumeMode Block.
+	// claimName is the name of a claim. With volumeMode Block its device is written from the first byte on, with
+	// volumeMode Filesystem the dump is a file.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:XValidation:rule="!format.dns1123Subdomain().validate(self).hasValue()",message="claimName must be a valid object name (lower-case letters, digits, '-' and '.')"
 	ClaimName string `json:"claimName,omitempty"`
+
+	// path of the file within the volume; only for a claim with volumeMode Filesystem. Its folder must exist. Unset:
+	// the name of the LiveDump, with .kdump, .elf or .flat behind it.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9_][-A-Za-z0-9._]*(/[A-Za-z0-9_][-A-Za-z0-9._]*)*$') && !self.endsWith('.partial')",message="path must be relative, of names of letters, digits, '-', '_' and '.' that do not begin with '.' or '-', and not end with '.partial'"
+	Path string `json:"path,omitempty"`
+}
+
+// StreamTLS says who the receiver must be.
+type StreamTLS struct {
+	// serverName that the receiver's certificate must have. Unset: the host of the address.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ServerName string `json:"serverName,omitempty"`
+	// caBundle are certificates in PEM that the receiver's must come from. Unset: the agent image's own.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=65536
+	// +kubebuilder:validation:XValidation:rule="self.startsWith('-----BEGIN CERTIFICATE-----')",message="caBundle must be certificates in PEM, beginning with -----BEGIN CERTIFICATE-----"
+	CABundle string `json:"caBundle,omitempty"`
+}
+
+// StreamTarget is a "livedump receive" that listens somewhere. The dump is carried over TLS.
+type StreamTarget struct {
+	// address of the receiver, host:port.
+	// +required
+	// +kubebuilder:validation:MinLength=3
+	// +kubebuilder:validation:MaxLength=261
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$')",message="address must be host:port, as in receiver.example:9300 or [2001:db8::1]:9300"
+	Address string `json:"address,omitempty"`
+	// tls says who the receiver must be.
+	// +optional
+	TLS StreamTLS `json:"tls,omitzero"`
 }
 
 // Encryption says who can read the dump.
@@ -87,11 +139,15 @@ type Encryption struct {
 }
 
 // Target is where the dump goes. Exactly one member is set.
-// +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim)",message="exactly one target must be set: persistentVolumeClaim"
+// +kubebuilder:validation:XValidation:rule="[has(self.persistentVolumeClaim), has(self.stream)].exists_one(set, set)",message="exactly one target must be set: persistentVolumeClaim or stream"
 type Target struct {
-	// persistentVolumeClaim is a block volume that is written from its first byte on.
+	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	// +optional
 	PersistentVolumeClaim *PersistentVolumeClaimTarget `json:"persistentVolumeClaim,omitempty"`
+	// stream sends the dump away while it is made. Nothing can be read back, so the result has the checksum of what was sent
+	// and what the receiver has confirmed.
+	// +optional
+	Stream *StreamTarget `json:"stream,omitempty"`
 }
 
 // Content says what is dumped.
@@ -111,10 +167,27 @@ type Reserve struct {
 	LimitBytes int64 `json:"limitBytes,omitempty"`
 }
 
+// Limits of what a dump may use of the node.
+type Limits struct {
+	// bandwidth of writing to the target, bytes per second, as a quantity such as 200Mi. Memory stays frozen as long as it
+	// is written, so a low limit takes a large reserve. Unset: no limit.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1Mi')) >= 0",message="bandwidth must be at least 1Mi (bytes per second)"
+	Bandwidth *resource.Quantity `json:"bandwidth,omitempty"`
+	// cpus that the dump may keep busy. Unset: all that the agent may use.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4096
+	CPUs int32 `json:"cpus,omitempty"`
+}
+
 // LiveDumpSpec is what the user asks for. It cannot be changed, but for desiredState from Run to Cancel.
 // +kubebuilder:validation:XValidation:rule="has(self.reserve) == has(oldSelf.reserve) && (!has(self.reserve) || self.reserve == oldSelf.reserve)",fieldPath=".reserve",message="reserve is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.ttlSecondsAfterFinished) == has(oldSelf.ttlSecondsAfterFinished) && (!has(self.ttlSecondsAfterFinished) || self.ttlSecondsAfterFinished == oldSelf.ttlSecondsAfterFinished)",fieldPath=".ttlSecondsAfterFinished",message="ttlSecondsAfterFinished is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.encryption) == has(oldSelf.encryption) && (!has(self.encryption) || self.encryption == oldSelf.encryption)",fieldPath=".encryption",message="encryption is immutable: create another LiveDump"
+// +kubebuilder:validation:XValidation:rule="has(self.format) == has(oldSelf.format) && (!has(self.format) || self.format == oldSelf.format)",fieldPath=".format",message="format is immutable: create another LiveDump"
+// +kubebuilder:validation:XValidation:rule="has(self.limits) == has(oldSelf.limits) && (!has(self.limits) || self.limits == oldSelf.limits)",fieldPath=".limits",message="limits is immutable: create another LiveDump"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.target.stream) || self.format == 'Flattened'",fieldPath=".format",message="a stream takes bytes one after the other, so its format can only be Flattened"
 type LiveDumpSpec struct {
 	// nodeName is the node whose memory is dumped.
 	// +required
@@ -150,6 +223,14 @@ type LiveDumpSpec struct {
 	// encryption of the dump. Unset: it lies on the target in clear.
 	// +optional
 	Encryption *Encryption `json:"encryption,omitempty"`
+
+	// format of the dump. Unset: Kdump for a claim, Flattened for a stream.
+	// +optional
+	Format Format `json:"format,omitempty"`
+
+	// limits of what the dump may use of the node.
+	// +optional
+	Limits *Limits `json:"limits,omitempty"`
 
 	// reserve limits the memory used for copies.
 	// +optional
@@ -204,6 +285,10 @@ type TargetStatus struct {
 	// capacityBytes of the volume, in bytes.
 	// +optional
 	CapacityBytes int64 `json:"capacityBytes,omitempty"`
+	// volumeMode of the claim: Block or Filesystem.
+	// +optional
+	// +kubebuilder:validation:Enum=Block;Filesystem
+	VolumeMode string `json:"volumeMode,omitempty"`
 	// holderPodUID is the UID of the pod that keeps the claim attached to the node.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
@@ -289,7 +374,7 @@ type ReserveUse struct {
 
 // Result of a finished dump. All numbers were measured.
 type Result struct {
-	// format of the dump: kdump-compressed v6.
+	// format of the dump: "kdump-compressed v6", "kdump-compressed v6, flattened" or "ELF vmcore".
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	Format string `json:"format,omitempty"`
@@ -300,7 +385,7 @@ type Result struct {
 	// sizeBytes on the target, from its first byte on.
 	// +optional
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
-	// sha256 of these bytes, read back from the target, in hex.
+	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	SHA256 string `json:"sha256,omitempty"`
@@ -338,7 +423,7 @@ type Result struct {
 	// +listMapKey=class
 	// +kubebuilder:validation:MaxItems=16
 	PagesByClass []PageClassCount `json:"pagesByClass,omitempty"`
-	// device identifies the block device that holds the dump.
+	// device identifies what holds the dump: a block device, a file in the volume, or a receiver.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Device string `json:"device,omitempty"`

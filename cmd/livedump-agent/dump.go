@@ -13,8 +13,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +22,7 @@ import (
 
 	"livedump.io/internal/agefile"
 	"livedump.io/internal/blockdev"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
@@ -33,7 +32,7 @@ import (
 
 // dumpFlags are the flags of "dump", as they were read.
 type dumpFlags struct {
-	device     string
+	target     targetFlags
 	moduleFile string
 	report     string
 	keepModule bool
@@ -51,11 +50,12 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	flags := flag.NewFlagSet("livedump-agent dump", flag.ContinueOnError)
 	flags.SetOutput(out)
 	flags.Usage = func() {
-		fmt.Fprint(out, "usage: livedump-agent dump --device DEVICE [flags]\n\n"+
-			"Dumps the memory of the running kernel to a block device, verifies the dump, and prints a report.\nNeeds root.\n\nFlags:\n")
+		fmt.Fprint(out, "usage: livedump-agent dump (--device DEVICE | --output FILE | --stdout | --connect ADDRESS) [flags]\n\n"+
+			"Dumps the memory of the running kernel, verifies the dump where it can be read back, and prints a report.\nNeeds root.\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
-	flags.StringVar(&d.device, "device", "", "block `device` that is overwritten with the dump (required)")
+	d.target.add(flags)
+	form := flags.String("format", "", "`format` of the dump: kdump, flattened or elf (default: kdump, flattened for a stream)")
 	flags.StringVar(&d.moduleFile, "module", "", "module `file` (default: the one for the running kernel in --module-dir or --host-module-dir)")
 	flags.StringVar(&d.dirs.Image, "module-dir", module.DefaultDirs.Image, "`directory` with <release>/livedump.ko")
 	flags.StringVar(&d.dirs.Host, "host-module-dir", module.DefaultDirs.Host, "`directory` with <release>/{extra,updates}/livedump.ko")
@@ -69,7 +69,7 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	flags.Uint64Var(&d.options.ReserveBytes, "reserve", 0, "limit for copies and page tables, in `bytes` (0: a share of free memory)")
 	flags.IntVar(&d.options.CodecLevel, "compression-level", 0, "`level` of zstd (1 to 4) or zlib (1 to 9), 0: the fastest")
 	flags.IntVar(&d.cpus, "cpus", 0, "how many `CPUs` the dump may keep busy (0: all that the process may use)")
-	flags.Int64Var(&d.options.Bandwidth, "bandwidth", 0, "limit for writing to the device, `bytes` per second (0: none)")
+	flags.Int64Var(&d.options.Bandwidth, "bandwidth", 0, "limit for writing to the target, `bytes` per second (0: none)")
 	flags.DurationVar(&d.timeout, "timeout", 30*time.Minute, "longest `time` for the whole dump")
 	flags.DurationVar(&d.options.Deadline, "deadline", 0, "longest `time` that memory stays frozen, kept by the kernel (0: that of --timeout)")
 	flags.DurationVar(&d.options.Grace, "takeover-grace", 0, "how long memory stays frozen when this process ends in the middle, for the `time` until another goes on with --resume (at most 1h; 0: not at all)")
@@ -99,10 +99,16 @@ func parseDump(args []string, out io.Writer) (*dumpFlags, error) {
 	if flags.NArg() > 0 {
 		return nil, usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
 	}
-	if d.device == "" {
-		return nil, usageError{errors.New("--device is required")}
+	if err := d.target.check(); err != nil {
+		return nil, usageError{err}
+	}
+	if d.target.stdout && len(d.pauseAt) > 0 {
+		return nil, usageError{errors.New("--pause-at prints to standard output, which --stdout needs for the dump")}
 	}
 	var err error
+	if d.options.Format, err = format.ParseFormat(*form); err != nil {
+		return nil, usageError{err}
+	}
 	if d.options.Codec, err = kdump.ParseCodec(*compression); err != nil {
 		return nil, usageError{err}
 	}
@@ -186,13 +192,7 @@ func dump(args []string, out io.Writer) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, engine.ErrDeadline)
 	defer cancel()
 
-	path, err := filepath.Abs(d.device)
-	if err != nil {
-		return err
-	}
-	if d.cpus > 0 {
-		runtime.GOMAXPROCS(min(d.cpus, runtime.GOMAXPROCS(0)))
-	}
+	defer limitCPUs(d.cpus)()
 	node := engine.Node{
 		Host: blockdev.LocalHost,
 		Loader: module.Loader{
@@ -200,6 +200,13 @@ func dump(args []string, out io.Writer) error {
 			Dirs:   d.dirs, File: d.moduleFile,
 		},
 		Log: d.log,
+	}
+	open, err := d.target.open(node, d.policy, d.options.UUID)
+	if err != nil {
+		return err
+	}
+	if d.target.stdout {
+		out = os.Stderr
 	}
 	unlock, err := engine.LockMemory()
 	if err != nil {
@@ -210,8 +217,7 @@ func dump(args []string, out io.Writer) error {
 	if len(d.pauseAt) > 0 {
 		d.options.OnStep = pauseAt(d.pauseAt, os.Stdout, os.Stdin)
 	}
-	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: d.policy, Session: d.options.UUID}))
-	report, dumpErr := e.Dump(ctx, d.options)
+	report, dumpErr := node.Engine(open).Dump(ctx, d.options)
 
 	if !d.keepModule && report.Module.How != "" {
 		if err := node.Loader.Unload(); err != nil {

@@ -17,7 +17,7 @@ import (
 var version = "dev"
 
 const usage = `usage: livedump-agent [run] [flags]             carry out the LiveDumps of this node
-       livedump-agent dump --device DEVICE [flags]   make one dump, without Kubernetes
+       livedump-agent dump --device DEVICE [flags]   make one dump, without Kubernetes; also to a file, a pipe or over TLS
        livedump-agent freeze [flags]          let crash, drgn and others look at frozen memory, without a dump
        livedump-agent --version
 

@@ -27,7 +27,7 @@ func TestUsage(t *testing.T) {
 		says string
 	}{
 		{"nonsense", `unknown command "nonsense"`},
-		{"dump", "--device is required"},
+		{"dump", "one of --device, --output, --stdout and --connect is required"},
 		{"dump --device /dev/x extra", `unexpected argument "extra"`},
 		{"dump --device /dev/x --compression lzo", `"lzo"`},
 		{"dump --device /dev/x --dump-level 32", "want 0 to 31"},

@@ -236,13 +236,8 @@ func (r *runFlags) agent(c client.Client) (*agent.Agent, error) {
 				r.log.Warn("memory is not locked", "error", err)
 			}
 			defer unlock()
-			find := func() (blockdev.ID, error) {
-				if path := dump.Status.Target.LocalPath; path != "" {
-					return host.FindLocal(path, r.kubeletDir, dump.Status.Target.HolderPodUID, dump.Status.Target.PersistentVolumeName)
-				}
-				return host.FindVolume(r.kubeletDir, dump.Status.Target.HolderPodUID, dump.Status.Target.PersistentVolumeName)
-			}
-			return node.Engine(node.Device(find, agent.Need(dump))).Dump(ctx, o)
+			defer limitCPUs(o.Readers)()
+			return node.Engine(agent.Target(node, r.kubeletDir, dump)).Dump(ctx, o)
 		},
 		Unload: node.Loader.Unload,
 		SessionAlive: func() (bool, error) {

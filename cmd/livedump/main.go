@@ -65,7 +65,7 @@ func newRoot() *cobra.Command {
 		Args:          exactArgs(0),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newInspect(), newVerify(), newConvert(), newDecrypt(), newFetch(), newDmesg(), newVersion())
+	root.AddCommand(newInspect(), newVerify(), newConvert(), newDecrypt(), newFetch(), newDmesg(), newReceive(), newVersion())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return wrongUsage{err} })
 	return root
 }

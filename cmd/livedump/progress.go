@@ -68,6 +68,25 @@ func (p *progress) verifying(v kdump.VerifyProgress) {
 	}
 }
 
+// received shows how much has come, of what nobody knows the size.
+func (p *progress) received(bytes int64) {
+	now := p.now()
+	wait := plainEvery
+	if p.terminal {
+		wait = time.Second / 5
+	}
+	if now.Sub(p.shown) < wait {
+		return
+	}
+	p.shown = now
+	p.last = fmt.Sprintf("received %s", bytesText(uint64(bytes)))
+	if p.terminal {
+		fmt.Fprint(p.out, "\r", p.last, "\033[K")
+	} else {
+		fmt.Fprintln(p.out, p.last)
+	}
+}
+
 // follow shows what a Writer says until the function that it returns is called.
 func (p *progress) follow(ask func() kdump.Progress) (stop func()) {
 	done := make(chan struct{})

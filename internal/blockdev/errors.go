@@ -31,6 +31,10 @@ var (
 	ErrPartitioned = errors.New("device has partitions")
 	// ErrNotEmpty: it holds data that the overwrite policy protects.
 	ErrNotEmpty = errors.New("device is not empty")
+	// ErrNotMount: no file system is mounted where the volume should be.
+	ErrNotMount = errors.New("not a mounted volume")
+	// ErrInMemory: the volume's file system is in memory.
+	ErrInMemory = errors.New("volume lies in memory")
 	// ErrIO: reading or writing failed.
 	ErrIO = errors.New("I/O error")
 )

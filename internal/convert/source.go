@@ -36,6 +36,9 @@ type Source struct {
 	verify func(ctx context.Context, o kdump.VerifyOptions) (kdump.Report, error)
 }
 
+// ByLivedump says whether livedump wrote the dump.
+func (s *Source) ByLivedump() bool { return s.count != nil }
+
 // Info is what the dump says of itself.
 func (s *Source) Info() (kdump.Info, error) { return s.info() }
 

@@ -15,6 +15,9 @@ import (
 	"livedump.io/internal/target"
 )
 
+// ErrFormat: the target does not take that format.
+var ErrFormat = errors.New("unfit format")
+
 // Format is the form of a dump.
 type Format uint8
 
@@ -63,9 +66,9 @@ func (f Format) For(t target.Target) (Format, error) {
 	case f == Natural:
 		return Flattened, nil
 	case f != Flattened && !random:
-		return 0, fmt.Errorf("%s takes bytes one after the other, so the format can only be flattened", t.Describe())
+		return 0, fmt.Errorf("%w: %s takes bytes one after the other, so it can only be flattened", ErrFormat, t.Describe())
 	case f != Kdump && random && !t.Abilities().Sized:
-		return 0, fmt.Errorf("%s is no file, so the format can only be kdump", t.Describe())
+		return 0, fmt.Errorf("%w: %s is no file, so it can only be kdump", ErrFormat, t.Describe())
 	}
 	return f, nil
 }

@@ -48,10 +48,10 @@ func Dial(ctx context.Context, o Options) (target.Stream, error) {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return nil, fmt.Errorf("connecting to %s: %w", o.Address, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrConnect, o.Address, err)
 	}
 	if err := writeFrame(conn, frameHello, []byte(version)); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting to %s: %w", o.Address, err), conn.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrConnect, o.Address, err), conn.Close())
 	}
 	s := &sender{conn: conn, address: o.Address, sum: sha256.New(), answer: make(chan struct{})}
 	go s.listen()
@@ -149,7 +149,9 @@ func (s *sender) failed(err error) error {
 	return s.wrap(fmt.Errorf("%w: %w", ErrIncomplete, err))
 }
 
-func (s *sender) wrap(err error) error { return fmt.Errorf("sending the dump to %s: %w", s.address, err) }
+func (s *sender) wrap(err error) error {
+	return fmt.Errorf("sending the dump to %s: %w", s.address, err)
+}
 
 func (s *sender) Commit(ctx context.Context, size int64) (target.Receipt, error) {
 	if s.hasEnded() {

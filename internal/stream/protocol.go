@@ -42,6 +42,8 @@ const (
 )
 
 var (
+	// ErrConnect: the receiver cannot be reached, or is not who it should be.
+	ErrConnect = errors.New("connecting to the receiver")
 	// ErrProtocol: the other end does not speak this protocol, or not this version.
 	ErrProtocol = errors.New("the other end is no livedump of a fitting version")
 	// ErrIncomplete: the connection ended before the dump did.

@@ -50,6 +50,19 @@ func filePlace(t *testing.T, dir string, o target.FileOptions) targettest.Place 
 	}
 }
 
+// preallocated takes the room of a place's file at once.
+func preallocated(p targettest.Place) targettest.Place {
+	open := p.Open
+	p.Open = func(t *testing.T) target.Target {
+		f := open(t).(*target.File)
+		if err := f.Preallocate(f.Size()); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	return p
+}
+
 // smallDir is a folder on a file system that has less room than any dump.
 func smallDir(t *testing.T, options string) string {
 	t.Helper()
@@ -66,31 +79,30 @@ func smallDir(t *testing.T, options string) string {
 }
 
 func TestFile(t *testing.T) {
-	for _, preallocate := range []bool{false, true} {
-		name := "sparse"
-		if preallocate {
-			name = "preallocated"
-		}
-		t.Run(name, func(t *testing.T) {
-			targettest.Run(t,
-				func(t *testing.T) targettest.Place {
-					return filePlace(t, t.TempDir(), target.FileOptions{Room: room, Preallocate: preallocate})
-				},
-				targettest.Fault{
-					Name: "less-room-than-needed", Want: kdump.ErrTargetTooSmall,
-					Place: func(t *testing.T) targettest.Place {
-						return filePlace(t, t.TempDir(), target.FileOptions{Room: targettest.DumpBytes, Preallocate: preallocate})
-					},
-				},
-				targettest.Fault{
-					Name: "full-file-system", Want: unix.ENOSPC,
-					Place: func(t *testing.T) targettest.Place {
-						return filePlace(t, smallDir(t, "size=4m"), target.FileOptions{Room: room})
-					},
-				},
-			)
-		})
+	tooSmall := func(t *testing.T) targettest.Place {
+		return filePlace(t, t.TempDir(), target.FileOptions{Room: targettest.DumpBytes})
 	}
+	t.Run("sparse", func(t *testing.T) {
+		targettest.Run(t,
+			func(t *testing.T) targettest.Place { return filePlace(t, t.TempDir(), target.FileOptions{Room: room}) },
+			targettest.Fault{Name: "less-room-than-needed", Want: kdump.ErrTargetTooSmall, Place: tooSmall},
+			targettest.Fault{
+				Name: "full-file-system", Want: unix.ENOSPC,
+				Place: func(t *testing.T) targettest.Place {
+					return filePlace(t, smallDir(t, "size=4m"), target.FileOptions{Room: room})
+				},
+			},
+		)
+	})
+	t.Run("preallocated", func(t *testing.T) {
+		targettest.Run(t,
+			func(t *testing.T) targettest.Place {
+				return preallocated(filePlace(t, t.TempDir(), target.FileOptions{Room: room}))
+			},
+			targettest.Fault{Name: "less-room-than-needed", Want: kdump.ErrTargetTooSmall,
+				Place: func(t *testing.T) targettest.Place { return preallocated(tooSmall(t)) }},
+		)
+	})
 }
 
 func devicePlace(path, content string) targettest.Place {
@@ -177,6 +189,47 @@ type waiting struct {
 func (w waiting) Close() error {
 	defer func() { <-w.done }()
 	return w.File.Close()
+}
+
+// TestFileStaysInItsFolder: no link leads out of the folder that the file is to be in.
+func TestFileStaysInItsFolder(t *testing.T) {
+	outside, inside := t.TempDir(), t.TempDir()
+	for link, to := range map[string]string{"link": outside, "dump": filepath.Join(outside, "dump"), "other.partial": filepath.Join(outside, "other")} {
+		if err := os.Symlink(to, filepath.Join(inside, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := os.Open(inside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, path := range []string{"link/dump", "../dump", outside + "/dump", "dump", "missing/dump"} {
+		if f, err := target.CreateFile(path, target.FileOptions{Room: room, Dir: dir}); err == nil {
+			t.Errorf("%s was created", path)
+			_ = f.Close()
+		}
+	}
+	// What is in the way of the file under its other name is taken away, not followed.
+	f, err := target.CreateFile("other", target.FileOptions{Room: room, Dir: dir, Label: "the file"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Describe() != "the file" {
+		t.Errorf("it describes itself as %s", f.Describe())
+	}
+	if _, err := f.Commit(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		t.Errorf("outside: %v, %v", left, err)
+	}
+	if st, err := os.Lstat(filepath.Join(inside, "other")); err != nil || !st.Mode().IsRegular() {
+		t.Errorf("%v, %v", st, err)
+	}
 }
 
 func TestPipe(t *testing.T) {

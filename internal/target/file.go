@@ -33,14 +33,18 @@ type File struct {
 // Partial is what the name of a file ends with until it is a dump.
 const Partial = ".partial"
 
+// maxLabel is what Describe may say.
+const maxLabel = 256
+
 // FileOptions of CreateFile.
 type FileOptions struct {
 	// Room in bytes: nothing is written beyond it.
 	Room int64
-	// Preallocate takes the room at once, so that the file system cannot run out of it later.
-	Preallocate bool
-	// Dir, if not nil, is the open folder that the path is relative to; CreateFile does not close it.
+	// Dir, if not nil, is the open folder that the path is relative to; CreateFile does not close it. The path must not lead
+	// out of it, or to what is mounted below it.
 	Dir *os.File
+	// Label is what Describe says, and errors; empty: the path.
+	Label string
 }
 
 // CreateFile makes the file. What has the name already stays as it is until Commit. A file that an earlier attempt left half-written
@@ -52,6 +56,9 @@ func CreateFile(path string, o FileOptions) (_ *File, err error) {
 		at, t.path = int(o.Dir.Fd()), filepath.Join(o.Dir.Name(), path)
 	}
 	// No link out of the folder is followed, by whatever name.
+	if o.Label != "" {
+		t.path = o.Label[:min(len(o.Label), maxLabel)]
+	}
 	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC}
 	if o.Dir != nil {
 		how.Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV
@@ -60,7 +67,7 @@ func CreateFile(path string, o FileOptions) (_ *File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the folder of %s: %w", t.path, err)
 	}
-	t.dir = os.NewFile(uintptr(fd), filepath.Dir(t.path))
+	t.dir = os.NewFile(uintptr(fd), "the folder of "+t.path)
 	defer func() {
 		if err != nil {
 			_ = t.dir.Close() // only read
@@ -83,13 +90,16 @@ func CreateFile(path string, o FileOptions) (_ *File, err error) {
 		return nil, fmt.Errorf("creating %s: %w", t.path, err)
 	}
 	t.f = os.NewFile(uintptr(file), t.path+Partial)
-	if o.Preallocate {
-		if err := unix.Fallocate(file, 0, 0, o.Room); err != nil {
-			err = fmt.Errorf("%s: allocating %d bytes: %w", t.path, o.Room, err)
-			return nil, errors.Join(err, t.Abort(err), t.f.Close())
-		}
-	}
 	return t, nil
+}
+
+// Preallocate takes so much of the room at once, so that the file system cannot run out of it later. Commit gives back
+// what is not needed.
+func (t *File) Preallocate(n int64) error {
+	if err := unix.Fallocate(int(t.f.Fd()), 0, 0, n); err != nil {
+		return fmt.Errorf("%s: allocating %d bytes: %w", t.path, n, err)
+	}
+	return nil
 }
 
 // Describe implements Target.

@@ -61,7 +61,7 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 		return decision{} // the controller ends it alone
 	case status(dump, v1alpha1.ConditionAccepted) != metav1.ConditionTrue,
 		status(dump, v1alpha1.ConditionTargetReady) != metav1.ConditionTrue,
-		dump.Status.Target.HolderPodUID == "", dump.Status.Target.PersistentVolumeName == "":
+		!ready(dump):
 		return decision{}
 	case !now.Before(deadline(dump, now)):
 		return decision{} // too late; the controller ends it

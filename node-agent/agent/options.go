@@ -12,7 +12,7 @@ import (
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/agefile"
-	"livedump.io/internal/blockdev"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/session"
 	"livedump.io/node-agent/engine"
@@ -62,6 +62,24 @@ func optionsOf(dump *v1alpha1.LiveDump, until, now time.Time) (engine.Options, e
 			return o, fmt.Errorf("%w: spec.encryption has no recipients", errSpec)
 		}
 	}
+	switch dump.Spec.Format {
+	case "":
+		o.Format = format.Natural
+	case v1alpha1.FormatKdump:
+		o.Format = format.Kdump
+	case v1alpha1.FormatELF:
+		o.Format = format.ELF
+	case v1alpha1.FormatFlattened:
+		o.Format = format.Flattened
+	default:
+		return o, fmt.Errorf("this agent does not know format %q", dump.Spec.Format)
+	}
+	if l := dump.Spec.Limits; l != nil {
+		o.Readers = int(l.CPUs)
+		if l.Bandwidth != nil {
+			o.Bandwidth = l.Bandwidth.Value()
+		}
+	}
 	if dump.Spec.Reserve != nil && dump.Spec.Reserve.LimitBytes > 0 {
 		o.ReserveBytes = uint64(dump.Spec.Reserve.LimitBytes)
 	}
@@ -80,15 +98,4 @@ func sessionOf(dump *v1alpha1.LiveDump) kdump.Session {
 	var s kdump.Session
 	_, _ = rand.Read(s[:]) // never fails
 	return s
-}
-
-// Need is what the target of a LiveDump must be like.
-func Need(dump *v1alpha1.LiveDump) blockdev.Need {
-	// What is not understood counts as the policy that protects more.
-	policy := blockdev.Never
-	if p := dump.Spec.OverwritePolicy; p == v1alpha1.OverwriteIfEmptyOrLiveDump || p == "" {
-		policy = blockdev.IfEmptyOrLiveDump
-	}
-	// A device smaller than its volume is not the device of that volume.
-	return blockdev.Need{Bytes: dump.Status.Target.CapacityBytes, Policy: policy, Session: sessionOf(dump)}
 }

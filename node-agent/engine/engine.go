@@ -25,7 +25,7 @@ import (
 // Engine makes dumps. Its functions are the edges to the machine.
 type Engine struct {
 	// OpenTarget checks and claims the target. Nothing has been written when it returns.
-	OpenTarget func(context.Context) (target.Target, error)
+	OpenTarget Open
 	// LoadModule makes sure that the module is loaded.
 	LoadModule func() (module.Outcome, error)
 	// OpenSession opens a session of the loaded module.
@@ -538,6 +538,7 @@ func (d *dump) newWriter(f session.Frozen, n session.Notes) func() (format.Write
 		d.report.Nodename, d.report.KernelRelease = n.Utsname.Nodename, n.Utsname.Release
 		o := d.writerOptions()
 		o.State = d.state()
+		d.preallocate(f, n)
 		return format.NewWriter(d.target, d.format, d.meta(f, n), o)
 	}
 }
@@ -629,6 +630,22 @@ func (d *dump) read(ctx context.Context, w format.Writer, b *session.Buffer) err
 				return err
 			}
 		}
+	}
+}
+
+// preallocate takes the room for the dump at once, if there is enough even for one that does not compress. It helps, but
+// a dump that compresses may fit all the same, and some file systems cannot do it.
+func (d *dump) preallocate(f session.Frozen, n session.Notes) {
+	file, ok := d.target.(*target.File)
+	if !ok || d.format != format.Kdump {
+		return
+	}
+	room, err := d.format.MaxRoom(d.report.MaxPFN, f.PagesToDump, len(n.Data))
+	if err != nil || room > file.Size() {
+		return
+	}
+	if err := file.Preallocate(room); err != nil {
+		d.log.Info("the room for the dump was not taken at once", "error", err)
 	}
 }
 

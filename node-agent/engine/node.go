@@ -16,7 +16,6 @@ import (
 	"livedump.io/internal/kmsg"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
-	"livedump.io/internal/target"
 )
 
 // Node is the machine that the process runs on.
@@ -26,23 +25,8 @@ type Node struct {
 	Log    *slog.Logger
 }
 
-// Device opens a block device that find names when the dump begins.
-func (n Node) Device(find func() (blockdev.ID, error), need blockdev.Need) func(context.Context) (target.Target, error) {
-	return func(ctx context.Context) (target.Target, error) {
-		id, err := find()
-		if err != nil {
-			return nil, err
-		}
-		d, err := blockdev.Open(ctx, n.Host, id, need)
-		if err != nil {
-			return nil, err
-		}
-		return target.NewDevice(d), nil
-	}
-}
-
 // Engine makes dumps of this node to what open opens when the dump begins.
-func (n Node) Engine(open func(context.Context) (target.Target, error)) *Engine {
+func (n Node) Engine(open Open) *Engine {
 	return &Engine{
 		OpenTarget:  open,
 		LoadModule:  n.Loader.Ensure,

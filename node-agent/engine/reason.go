@@ -6,11 +6,15 @@ import (
 	"context"
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/blockdev"
+	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
+	"livedump.io/internal/stream"
 )
 
 // Causes with which the caller ends a dump's context.
@@ -42,6 +46,8 @@ var reasons = []struct {
 	{blockdev.ErrNotFound, v1alpha1.ReasonTargetNotFound},
 	{blockdev.ErrNotBlock, v1alpha1.ReasonTargetInvalid},
 	{blockdev.ErrGeometry, v1alpha1.ReasonTargetInvalid},
+	{blockdev.ErrNotMount, v1alpha1.ReasonTargetInvalid},
+	{blockdev.ErrInMemory, v1alpha1.ReasonTargetInvalid},
 	{blockdev.ErrReadOnly, v1alpha1.ReasonTargetInvalid},
 	{blockdev.ErrMounted, v1alpha1.ReasonTargetInUse},
 	{blockdev.ErrSwap, v1alpha1.ReasonTargetInUse},
@@ -70,6 +76,12 @@ var reasons = []struct {
 
 	{kdump.ErrReadBack, v1alpha1.ReasonVerifyFailed},
 	{blockdev.ErrIO, v1alpha1.ReasonIOError},
+	{unix.ENOSPC, v1alpha1.ReasonTargetTooSmall},
+	{stream.ErrProtocol, v1alpha1.ReasonTargetInvalid},
+	{stream.ErrReceiver, v1alpha1.ReasonIOError},
+	{stream.ErrIncomplete, v1alpha1.ReasonIOError},
+	{stream.ErrConnect, v1alpha1.ReasonTargetNotFound},
+	{format.ErrFormat, v1alpha1.ReasonTargetWrongMode},
 }
 
 // Reason of the API for an error of Dump.

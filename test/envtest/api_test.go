@@ -33,30 +33,45 @@ func object(t *testing.T, name, spec string) *unstructured.Unstructured {
 func TestBadSpecsAreRefused(t *testing.T) {
 	const target = `"target":{"persistentVolumeClaim":{"claimName":"c"}}`
 	tests := map[string]struct{ spec, message string }{
-		"no spec at all":        {`{}`, "spec.nodeName: Required value"},
-		"no node":               {`{` + target + `}`, "spec.nodeName: Required value"},
-		"empty node":            {`{"nodeName":"",` + target + `}`, "spec.nodeName in body should be at least 1 chars long"},
-		"bad node":              {`{"nodeName":"../x",` + target + `}`, "nodeName must be a valid object name"},
-		"long node":             {`{"nodeName":"` + strings.Repeat("n", 254) + `",` + target + `}`, "may not be more than 253"},
-		"no target":             {`{"nodeName":"n"}`, "spec.target: Required value"},
-		"empty target":          {`{"nodeName":"n","target":{}}`, "exactly one target must be set: persistentVolumeClaim"},
-		"unknown target":        {`{"nodeName":"n","target":{"objectStorage":{}}}`, `unknown field "spec.target.objectStorage"`},
-		"no claim":              {`{"nodeName":"n","target":{"persistentVolumeClaim":{}}}`, "spec.target.persistentVolumeClaim.claimName: Required value"},
-		"empty claim":           {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":""}}}`, "claimName in body should be at least 1 chars long"},
-		"bad claim":             {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"a/b"}}}`, "claimName must be a valid object name"},
-		"unknown compression":   {`{"nodeName":"n",` + target + `,"compression":"Lz4"}`, `spec.compression: Unsupported value: "Lz4": supported values: "Zstd", "Zlib", "Snappy", "None"`},
-		"unknown consistency":   {`{"nodeName":"n",` + target + `,"consistency":"Maybe"}`, `spec.consistency: Unsupported value: "Maybe": supported values: "Strict", "BestEffort"`},
-		"unknown profile":       {`{"nodeName":"n",` + target + `,"content":{"profile":"All"}}`, `spec.content.profile: Unsupported value: "All": supported values: "Kernel", "Full"`},
-		"unknown policy":        {`{"nodeName":"n",` + target + `,"overwritePolicy":"Always"}`, `spec.overwritePolicy: Unsupported value: "Always": supported values: "Never", "IfEmptyOrLiveDump"`},
-		"unknown desired state": {`{"nodeName":"n",` + target + `,"desiredState":"Pause"}`, `spec.desiredState: Unsupported value: "Pause": supported values: "Run", "Cancel"`},
-		"timeout too short":     {`{"nodeName":"n",` + target + `,"timeoutSeconds":29}`, "spec.timeoutSeconds in body should be greater than or equal to 30"},
-		"timeout too long":      {`{"nodeName":"n",` + target + `,"timeoutSeconds":86401}`, "spec.timeoutSeconds in body should be less than or equal to 86400"},
-		"negative ttl":          {`{"nodeName":"n",` + target + `,"ttlSecondsAfterFinished":-1}`, "spec.ttlSecondsAfterFinished in body should be greater than or equal to 0"},
-		"negative reserve":      {`{"nodeName":"n",` + target + `,"reserve":{"limitBytes":-1}}`, "spec.reserve.limitBytes in body should be greater than or equal to 0"},
-		"no recipients":         {`{"nodeName":"n",` + target + `,"encryption":{"recipients":[]}}`, "spec.encryption.recipients in body should have at least 1 items"},
-		"nonsense recipient":    {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["` + strings.Repeat("x", 62) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
-		"private key":           {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["AGE-SECRET-KEY-1` + strings.Repeat("Q", 58) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
-		"misspelt field":        {`{"nodeName":"n",` + target + `,"compresion":"Zstd"}`, `unknown field "spec.compresion"`},
+		"no spec at all":         {`{}`, "spec.nodeName: Required value"},
+		"no node":                {`{` + target + `}`, "spec.nodeName: Required value"},
+		"empty node":             {`{"nodeName":"",` + target + `}`, "spec.nodeName in body should be at least 1 chars long"},
+		"bad node":               {`{"nodeName":"../x",` + target + `}`, "nodeName must be a valid object name"},
+		"long node":              {`{"nodeName":"` + strings.Repeat("n", 254) + `",` + target + `}`, "may not be more than 253"},
+		"no target":              {`{"nodeName":"n"}`, "spec.target: Required value"},
+		"empty target":           {`{"nodeName":"n","target":{}}`, "exactly one target must be set: persistentVolumeClaim"},
+		"unknown target":         {`{"nodeName":"n","target":{"floppy":{}}}`, `unknown field "spec.target.floppy"`},
+		"no claim":               {`{"nodeName":"n","target":{"persistentVolumeClaim":{}}}`, "spec.target.persistentVolumeClaim.claimName: Required value"},
+		"empty claim":            {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":""}}}`, "claimName in body should be at least 1 chars long"},
+		"bad claim":              {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"a/b"}}}`, "claimName must be a valid object name"},
+		"two targets":            {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c"},"stream":{"address":"a:1"}}}`, "exactly one target must be set"},
+		"path out of the volume": {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"../x"}}}`, "path must be relative"},
+		"path from the root":     {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"/x"}}}`, "path must be relative"},
+		"path to a hidden file":  {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"a/.x"}}}`, "path must be relative"},
+		"partial path":           {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"x.partial"}}}`, "not end with '.partial'"},
+		"address without port":   {`{"nodeName":"n","target":{"stream":{"address":"receiver.example"}}}`, "address must be host:port"},
+		"address with a path":    {`{"nodeName":"n","target":{"stream":{"address":"https://receiver.example:9300"}}}`, "address must be host:port"},
+		"no address":             {`{"nodeName":"n","target":{"stream":{}}}`, "spec.target.stream.address: Required value"},
+		"bad CA":                 {`{"nodeName":"n","target":{"stream":{"address":"a:1","tls":{"caBundle":"secret"}}}}`, "caBundle must be certificates in PEM"},
+		"kdump to a stream":      {`{"nodeName":"n","target":{"stream":{"address":"a:1"}},"format":"Kdump"}`, "its format can only be Flattened"},
+		"unknown format":         {`{"nodeName":"n",` + target + `,"format":"LKCD"}`, `spec.format: Unsupported value: "LKCD": supported values: "Kdump", "ELF", "Flattened"`},
+		"little bandwidth":       {`{"nodeName":"n",` + target + `,"limits":{"bandwidth":"1000Ki"}}`, "bandwidth must be at least 1Mi"},
+		"bandwidth in words":     {`{"nodeName":"n",` + target + `,"limits":{"bandwidth":"fast"}}`, "spec.limits.bandwidth"},
+		"bandwidth as number":    {`{"nodeName":"n",` + target + `,"limits":{"bandwidth":1000}}`, "bandwidth must be at least 1Mi"},
+		"no CPUs":                {`{"nodeName":"n",` + target + `,"limits":{"cpus":0}}`, "spec.limits.cpus in body should be greater than or equal to 1"},
+		"unknown compression":    {`{"nodeName":"n",` + target + `,"compression":"Lz4"}`, `spec.compression: Unsupported value: "Lz4": supported values: "Zstd", "Zlib", "Snappy", "None"`},
+		"unknown consistency":    {`{"nodeName":"n",` + target + `,"consistency":"Maybe"}`, `spec.consistency: Unsupported value: "Maybe": supported values: "Strict", "BestEffort"`},
+		"unknown profile":        {`{"nodeName":"n",` + target + `,"content":{"profile":"All"}}`, `spec.content.profile: Unsupported value: "All": supported values: "Kernel", "Full"`},
+		"unknown policy":         {`{"nodeName":"n",` + target + `,"overwritePolicy":"Always"}`, `spec.overwritePolicy: Unsupported value: "Always": supported values: "Never", "IfEmptyOrLiveDump"`},
+		"unknown desired state":  {`{"nodeName":"n",` + target + `,"desiredState":"Pause"}`, `spec.desiredState: Unsupported value: "Pause": supported values: "Run", "Cancel"`},
+		"timeout too short":      {`{"nodeName":"n",` + target + `,"timeoutSeconds":29}`, "spec.timeoutSeconds in body should be greater than or equal to 30"},
+		"timeout too long":       {`{"nodeName":"n",` + target + `,"timeoutSeconds":86401}`, "spec.timeoutSeconds in body should be less than or equal to 86400"},
+		"negative ttl":           {`{"nodeName":"n",` + target + `,"ttlSecondsAfterFinished":-1}`, "spec.ttlSecondsAfterFinished in body should be greater than or equal to 0"},
+		"negative reserve":       {`{"nodeName":"n",` + target + `,"reserve":{"limitBytes":-1}}`, "spec.reserve.limitBytes in body should be greater than or equal to 0"},
+		"no recipients":          {`{"nodeName":"n",` + target + `,"encryption":{"recipients":[]}}`, "spec.encryption.recipients in body should have at least 1 items"},
+		"nonsense recipient":     {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["` + strings.Repeat("x", 62) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
+		"private key":            {`{"nodeName":"n",` + target + `,"encryption":{"recipients":["AGE-SECRET-KEY-1` + strings.Repeat("Q", 58) + `"]}}`, "spec.encryption.recipients[0] in body should match"},
+		"misspelt field":         {`{"nodeName":"n",` + target + `,"compresion":"Zstd"}`, `unknown field "spec.compresion"`},
 	}
 	// As kubectl does.
 	strict := client.WithFieldValidation(admin, metav1.FieldValidationStrict)
@@ -86,11 +101,35 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// What is allowed must be.
+func TestGoodSpecsAreAccepted(t *testing.T) {
+	w := newWorld(t)
+	claim := `"target":{"persistentVolumeClaim":{"claimName":"` + w.claim + `"}}`
+	for name, spec := range map[string]string{
+		"file":           `"format":"ELF","target":{"persistentVolumeClaim":{"claimName":"` + w.claim + `","path":"dumps/2026-01-02/a_b.c.elf"}}`,
+		"stream":         `"target":{"stream":{"address":"receiver.example:9300","tls":{"serverName":"r","caBundle":"-----BEGIN CERTIFICATE-----\n"}}}`,
+		"stream-ipv6":    `"format":"Flattened","target":{"stream":{"address":"[2001:db8::1]:9300"}}`,
+		"stream-ipv4":    `"target":{"stream":{"address":"192.0.2.1:1"}}`,
+		"bandwidth":      claim + `,"limits":{"bandwidth":"1.5Gi","cpus":2}`,
+		"plain-number":   claim + `,"limits":{"bandwidth":200000000}`,
+		"flattened-file": claim + `,"format":"Flattened"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := client.WithFieldValidation(admin, metav1.FieldValidationStrict).Create(t.Context(), object(t, "good-"+name, `{"nodeName":"no-such-node",`+spec+`}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { w.finish("good-" + name) })
+		})
+	}
+}
+
 func TestSpecIsImmutable(t *testing.T) {
 	w := newWorld(t)
 	dump := w.create("dump", func(d *v1alpha1.LiveDump) {
 		d.Spec.Reserve = &v1alpha1.Reserve{LimitBytes: 1 << 20}
 		d.Spec.TTLSecondsAfterFinished = new(int32(600))
+		d.Spec.Limits = &v1alpha1.Limits{CPUs: 1}
 	})
 	const again = " is immutable: create another LiveDump"
 	tests := map[string]struct{ patch, message string }{
@@ -102,6 +141,10 @@ func TestSpecIsImmutable(t *testing.T) {
 		"compression":       {`{"compression":"None"}`, "compression" + again},
 		"reserve":           {`{"reserve":{"limitBytes":5}}`, "spec.reserve: Invalid value: reserve" + again},
 		"reserve removed":   {`{"reserve":null}`, "reserve" + again},
+		"format":            {`{"format":"ELF"}`, "format" + again},
+		"limits":            {`{"limits":{"cpus":2}}`, "limits" + again},
+		"limits removed":    {`{"limits":null}`, "limits" + again},
+		"path":              {`{"target":{"persistentVolumeClaim":{"path":"other"}}}`, "target" + again},
 		"timeout":           {`{"timeoutSeconds":99}`, "timeoutSeconds" + again},
 		"ttl":               {`{"ttlSecondsAfterFinished":5}`, "ttlSecondsAfterFinished" + again},
 		"ttl removed":       {`{"ttlSecondsAfterFinished":null}`, "ttlSecondsAfterFinished" + again},

@@ -35,12 +35,10 @@ func TestRefusals(t *testing.T) {
 		}, reason: v1alpha1.ReasonUnsupportedNode, message: "runs windows; only linux can be dumped"},
 		{name: "claim-missing", change: func(d *v1alpha1.LiveDump) { d.Spec.Target.PersistentVolumeClaim.ClaimName = "no-such-claim" },
 			reason: v1alpha1.ReasonTargetNotFound, message: "claim no-such-claim does not exist in namespace dumps"},
-		{name: "claim-filesystem", arrange: func(w *world) {
-			w.claim += "-fs"
-			w.createVolume(w.claim, w.node, "4Gi", corev1.PersistentVolumeFilesystem)
-			w.createClaim(w.claim, corev1.PersistentVolumeFilesystem)
-			w.bind(w.claim)
-		}, reason: v1alpha1.ReasonTargetWrongMode, message: "has volumeMode Filesystem"},
+		{name: "path-in-a-device", change: func(d *v1alpha1.LiveDump) { d.Spec.Target.PersistentVolumeClaim.Path = "a/b.kdump" },
+			reason: v1alpha1.ReasonTargetWrongMode, message: "there is no path in it"},
+		{name: "elf-on-a-device", change: func(d *v1alpha1.LiveDump) { d.Spec.Format = v1alpha1.FormatELF },
+			reason: v1alpha1.ReasonTargetWrongMode, message: "can only be Kdump"},
 		{name: "claim-small", arrange: func(w *world) {
 			w.claim += "-small"
 			w.createVolume(w.claim, w.node, "16Mi", corev1.PersistentVolumeBlock)

@@ -22,6 +22,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ContentApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Encryption"):
 		return &apiv1alpha1.EncryptionApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Limits"):
+		return &apiv1alpha1.LimitsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LiveDump"):
 		return &apiv1alpha1.LiveDumpApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LiveDumpSpec"):
@@ -44,6 +46,10 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ResultApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("StepDuration"):
 		return &apiv1alpha1.StepDurationApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("StreamTarget"):
+		return &apiv1alpha1.StreamTargetApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("StreamTLS"):
+		return &apiv1alpha1.StreamTLSApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Target"):
 		return &apiv1alpha1.TargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("TargetStatus"):

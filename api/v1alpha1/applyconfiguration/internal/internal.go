@@ -25,6 +25,16 @@ func Parser() *typed.Parser {
 var parserOnce sync.Once
 var parser *typed.Parser
 var schemaYAML = typed.YAMLObject(`types:
+- name: io.k8s.apimachinery.pkg.api.resource.Quantity
+  scalar: untyped
+  list:
+    elementType:
+      namedType: __untyped_atomic_
+    elementRelationship: atomic
+  map:
+    elementType:
+      namedType: __untyped_deduced_
+    elementRelationship: separable
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
   map:
     fields:
@@ -201,6 +211,17 @@ var schemaYAML = typed.YAMLObject(`types:
           elementType:
             scalar: string
           elementRelationship: associative
+- name: io.livedump.api.v1alpha1.Format
+  scalar: string
+- name: io.livedump.api.v1alpha1.Limits
+  map:
+    fields:
+    - name: bandwidth
+      type:
+        namedType: io.k8s.apimachinery.pkg.api.resource.Quantity
+    - name: cpus
+      type:
+        scalar: numeric
 - name: io.livedump.api.v1alpha1.LiveDump
   map:
     fields:
@@ -241,6 +262,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: encryption
       type:
         namedType: io.livedump.api.v1alpha1.Encryption
+    - name: format
+      type:
+        namedType: io.livedump.api.v1alpha1.Format
+    - name: limits
+      type:
+        namedType: io.livedump.api.v1alpha1.Limits
     - name: nodeName
       type:
         scalar: string
@@ -326,6 +353,9 @@ var schemaYAML = typed.YAMLObject(`types:
   map:
     fields:
     - name: claimName
+      type:
+        scalar: string
+    - name: path
       type:
         scalar: string
 - name: io.livedump.api.v1alpha1.Progress
@@ -427,12 +457,33 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: name
       type:
         namedType: io.livedump.api.v1alpha1.Step
+- name: io.livedump.api.v1alpha1.StreamTLS
+  map:
+    fields:
+    - name: caBundle
+      type:
+        scalar: string
+    - name: serverName
+      type:
+        scalar: string
+- name: io.livedump.api.v1alpha1.StreamTarget
+  map:
+    fields:
+    - name: address
+      type:
+        scalar: string
+    - name: tls
+      type:
+        namedType: io.livedump.api.v1alpha1.StreamTLS
 - name: io.livedump.api.v1alpha1.Target
   map:
     fields:
     - name: persistentVolumeClaim
       type:
         namedType: io.livedump.api.v1alpha1.PersistentVolumeClaimTarget
+    - name: stream
+      type:
+        namedType: io.livedump.api.v1alpha1.StreamTarget
 - name: io.livedump.api.v1alpha1.TargetStatus
   map:
     fields:
@@ -446,6 +497,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: string
     - name: persistentVolumeName
+      type:
+        scalar: string
+    - name: volumeMode
       type:
         scalar: string
 - name: __untyped_atomic_

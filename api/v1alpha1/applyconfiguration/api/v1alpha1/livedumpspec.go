@@ -25,6 +25,10 @@ type LiveDumpSpecApplyConfiguration struct {
 	Compression *apiv1alpha1.Compression `json:"compression,omitempty"`
 	// encryption of the dump. Unset: it lies on the target in clear.
 	Encryption *EncryptionApplyConfiguration `json:"encryption,omitempty"`
+	// format of the dump. Unset: Kdump for a claim, Flattened for a stream.
+	Format *apiv1alpha1.Format `json:"format,omitempty"`
+	// limits of what the dump may use of the node.
+	Limits *LimitsApplyConfiguration `json:"limits,omitempty"`
 	// reserve limits the memory used for copies.
 	Reserve *ReserveApplyConfiguration `json:"reserve,omitempty"`
 	// timeoutSeconds is the longest time from acceptance (status.startTime) to the end, in seconds.
@@ -90,6 +94,22 @@ func (b *LiveDumpSpecApplyConfiguration) WithCompression(value apiv1alpha1.Compr
 // If called multiple times, the Encryption field is set to the value of the last call.
 func (b *LiveDumpSpecApplyConfiguration) WithEncryption(value *EncryptionApplyConfiguration) *LiveDumpSpecApplyConfiguration {
 	b.Encryption = value
+	return b
+}
+
+// WithFormat sets the Format field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Format field is set to the value of the last call.
+func (b *LiveDumpSpecApplyConfiguration) WithFormat(value apiv1alpha1.Format) *LiveDumpSpecApplyConfiguration {
+	b.Format = &value
+	return b
+}
+
+// WithLimits sets the Limits field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Limits field is set to the value of the last call.
+func (b *LiveDumpSpecApplyConfiguration) WithLimits(value *LimitsApplyConfiguration) *LiveDumpSpecApplyConfiguration {
+	b.Limits = value
 	return b
 }
 

@@ -9,8 +9,12 @@ package v1alpha1
 //
 // PersistentVolumeClaimTarget is a claim in the namespace of the LiveDump.
 type PersistentVolumeClaimTargetApplyConfiguration struct {
-	// claimName is the name of a claim with volumeMode Block.
+	// claimName is the name of a claim. With volumeMode Block its device is written from the first byte on, with
+	// volumeMode Filesystem the dump is a file.
 	ClaimName *string `json:"claimName,omitempty"`
+	// path of the file within the volume; only for a claim with volumeMode Filesystem. Its folder must exist. Unset:
+	// the name of the LiveDump, with .kdump, .elf or .flat behind it.
+	Path *string `json:"path,omitempty"`
 }
 
 // PersistentVolumeClaimTargetApplyConfiguration constructs a declarative configuration of the PersistentVolumeClaimTarget type for use with
@@ -24,5 +28,13 @@ func PersistentVolumeClaimTarget() *PersistentVolumeClaimTargetApplyConfiguratio
 // If called multiple times, the ClaimName field is set to the value of the last call.
 func (b *PersistentVolumeClaimTargetApplyConfiguration) WithClaimName(value string) *PersistentVolumeClaimTargetApplyConfiguration {
 	b.ClaimName = &value
+	return b
+}
+
+// WithPath sets the Path field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Path field is set to the value of the last call.
+func (b *PersistentVolumeClaimTargetApplyConfiguration) WithPath(value string) *PersistentVolumeClaimTargetApplyConfiguration {
+	b.Path = &value
 	return b
 }

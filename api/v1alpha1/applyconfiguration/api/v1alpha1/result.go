@@ -13,13 +13,13 @@ import (
 //
 // Result of a finished dump. All numbers were measured.
 type ResultApplyConfiguration struct {
-	// format of the dump: kdump-compressed v6.
+	// format of the dump: "kdump-compressed v6", "kdump-compressed v6, flattened" or "ELF vmcore".
 	Format *string `json:"format,omitempty"`
 	// encryption is age, or empty for a dump in clear.
 	Encryption *string `json:"encryption,omitempty"`
 	// sizeBytes on the target, from its first byte on.
 	SizeBytes *int64 `json:"sizeBytes,omitempty"`
-	// sha256 of these bytes, read back from the target, in hex.
+	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed.
 	SHA256 *string `json:"sha256,omitempty"`
 	// freezeMicroseconds is the longest time that any CPU was held.
 	FreezeMicroseconds *int64 `json:"freezeMicroseconds,omitempty"`
@@ -40,7 +40,7 @@ type ResultApplyConfiguration struct {
 	Steps []StepDurationApplyConfiguration `json:"steps,omitempty"`
 	// pagesByClass of all RAM, as of the stop.
 	PagesByClass []PageClassCountApplyConfiguration `json:"pagesByClass,omitempty"`
-	// device identifies the block device that holds the dump.
+	// device identifies what holds the dump: a block device, a file in the volume, or a receiver.
 	Device *string `json:"device,omitempty"`
 }
 

@@ -9,8 +9,11 @@ package v1alpha1
 //
 // Target is where the dump goes. Exactly one member is set.
 type TargetApplyConfiguration struct {
-	// persistentVolumeClaim is a block volume that is written from its first byte on.
+	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	PersistentVolumeClaim *PersistentVolumeClaimTargetApplyConfiguration `json:"persistentVolumeClaim,omitempty"`
+	// stream sends the dump away while it is made. Nothing can be read back, so the result has the checksum of what was sent
+	// and what the receiver has confirmed.
+	Stream *StreamTargetApplyConfiguration `json:"stream,omitempty"`
 }
 
 // TargetApplyConfiguration constructs a declarative configuration of the Target type for use with
@@ -24,5 +27,13 @@ func Target() *TargetApplyConfiguration {
 // If called multiple times, the PersistentVolumeClaim field is set to the value of the last call.
 func (b *TargetApplyConfiguration) WithPersistentVolumeClaim(value *PersistentVolumeClaimTargetApplyConfiguration) *TargetApplyConfiguration {
 	b.PersistentVolumeClaim = value
+	return b
+}
+
+// WithStream sets the Stream field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Stream field is set to the value of the last call.
+func (b *TargetApplyConfiguration) WithStream(value *StreamTargetApplyConfiguration) *TargetApplyConfiguration {
+	b.Stream = value
 	return b
 }

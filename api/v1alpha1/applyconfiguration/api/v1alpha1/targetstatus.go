@@ -13,6 +13,8 @@ type TargetStatusApplyConfiguration struct {
 	PersistentVolumeName *string `json:"persistentVolumeName,omitempty"`
 	// capacityBytes of the volume, in bytes.
 	CapacityBytes *int64 `json:"capacityBytes,omitempty"`
+	// volumeMode of the claim: Block or Filesystem.
+	VolumeMode *string `json:"volumeMode,omitempty"`
 	// holderPodUID is the UID of the pod that keeps the claim attached to the node.
 	HolderPodUID *string `json:"holderPodUID,omitempty"`
 	// localPath is the device's path on the node, from a volume of kind local. It is set when the
@@ -39,6 +41,14 @@ func (b *TargetStatusApplyConfiguration) WithPersistentVolumeName(value string) 
 // If called multiple times, the CapacityBytes field is set to the value of the last call.
 func (b *TargetStatusApplyConfiguration) WithCapacityBytes(value int64) *TargetStatusApplyConfiguration {
 	b.CapacityBytes = &value
+	return b
+}
+
+// WithVolumeMode sets the VolumeMode field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the VolumeMode field is set to the value of the last call.
+func (b *TargetStatusApplyConfiguration) WithVolumeMode(value string) *TargetStatusApplyConfiguration {
+	b.VolumeMode = &value
 	return b
 }
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/stream"
+	"livedump.io/internal/target"
+	"livedump.io/node-agent/engine"
+)
+
+// targetFlags say where "dump" writes to: one of them is required.
+type targetFlags struct {
+	device  string
+	output  string
+	stdout  bool
+	connect string
+
+	ca         string
+	serverName string
+}
+
+func (t *targetFlags) add(flags *flag.FlagSet) {
+	flags.StringVar(&t.device, "device", "", "block `device` that is overwritten with the dump")
+	flags.StringVar(&t.output, "output", "", "`file` for the dump")
+	flags.BoolVar(&t.stdout, "stdout", false, "write the dump to standard output, as a flattened stream; the report then goes to standard error")
+	flags.StringVar(&t.connect, "connect", "", "`address` (host:port) of a \"livedump receive\" that gets the dump, as a flattened stream")
+	flags.StringVar(&t.ca, "ca", "", "`file` with the certificates, in PEM, that the receiver's must come from (default: those of the system)")
+	flags.StringVar(&t.serverName, "server-name", "", "`name` that the receiver's certificate must have (default: the host of the address)")
+}
+
+func (t *targetFlags) check() error {
+	n := 0
+	for _, set := range []bool{t.device != "", t.output != "", t.stdout, t.connect != ""} {
+		if set {
+			n++
+		}
+	}
+	if n != 1 {
+		return errors.New("one of --device, --output, --stdout and --connect is required")
+	}
+	if t.connect == "" && (t.ca != "" || t.serverName != "") {
+		return errors.New("--ca and --server-name go with --connect")
+	}
+	return nil
+}
+
+// open says how the target is opened. What it names is looked at before anything else happens.
+func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdump.Session) (engine.Open, error) {
+	switch {
+	case t.stdout:
+		return func(context.Context) (target.Target, error) { return target.NewPipe(os.Stdout, "standard output"), nil }, nil
+	case t.connect != "":
+		o := stream.Options{Address: t.connect, ServerName: t.serverName}
+		if t.ca != "" {
+			var err error
+			if o.CA, err = os.ReadFile(t.ca); err != nil {
+				return nil, fmt.Errorf("reading the certificates of the receiver: %w", err)
+			}
+		}
+		return engine.Stream(o), nil
+	}
+	path, err := filepath.Abs(t.device + t.output) // one of them is empty
+	if err != nil {
+		return nil, err
+	}
+	if t.output != "" {
+		return engine.File(path, policy), nil
+	}
+	find := func() (blockdev.ID, error) { return node.Host.Resolve(path) }
+	return node.Device(find, blockdev.Need{Policy: policy, Session: session}), nil
+}
+
+// limitCPUs keeps the process to so many CPUs, 0 being as many as it has, until restore.
+func limitCPUs(n int) (restore func()) {
+	was := runtime.GOMAXPROCS(0)
+	if n > 0 {
+		runtime.GOMAXPROCS(min(n, was))
+	}
+	return func() { runtime.GOMAXPROCS(was) }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/convert"
+	"livedump.io/internal/stream"
+	"livedump.io/internal/target"
+)
+
+// Open opens a target when a dump begins.
+type Open func(context.Context) (target.Target, error)
+
+// Device opens a block device that find names.
+func (n Node) Device(find func() (blockdev.ID, error), need blockdev.Need) Open {
+	return func(ctx context.Context) (target.Target, error) {
+		id, err := find()
+		if err != nil {
+			return nil, err
+		}
+		d, err := blockdev.Open(ctx, n.Host, id, need)
+		if err != nil {
+			return nil, err
+		}
+		return target.NewDevice(d), nil
+	}
+}
+
+// FileInVolume opens a new file in a mounted volume that find names. What has the path already must be something that the
+// policy lets be replaced. label says where it is, for people.
+func FileInVolume(find func() (*blockdev.Filesystem, error), path, label string, policy blockdev.Policy) Open {
+	return func(context.Context) (target.Target, error) {
+		fs, err := find()
+		if err != nil {
+			return nil, err
+		}
+		defer fs.Dir.Close()
+		if err := replaceable(fs.Dir, path, label, policy); err != nil {
+			return nil, err
+		}
+		f, err := target.CreateFile(path, target.FileOptions{Room: fs.Available, Dir: fs.Dir, Label: fmt.Sprintf("%s (%s)", label, fs.Source)})
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("%w: %s: the folder of the file must exist: %w", blockdev.ErrNotFound, label, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	}
+}
+
+// File opens a new file of this machine.
+func File(path string, policy blockdev.Policy) Open {
+	return FileInVolume(func() (*blockdev.Filesystem, error) {
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		return blockdev.DescribeFilesystem(dir, path)
+	}, filepath.Base(path), path, policy)
+}
+
+// Stream opens a connection to a receiver.
+func Stream(o stream.Options) Open {
+	return func(ctx context.Context) (target.Target, error) { return stream.Dial(ctx, o) }
+}
+
+// replaceable says whether the policy lets a dump take the place of what has its path.
+func replaceable(dir *os.File, path, label string, policy blockdev.Policy) error {
+	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", label, err)
+	}
+	f := os.NewFile(uintptr(fd), label)
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", label, err)
+	}
+	switch {
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%w: %s is there and no regular file", blockdev.ErrNotEmpty, label)
+	case policy == blockdev.Never:
+		return fmt.Errorf("%w: %s is there, and the overwrite policy is %s", blockdev.ErrNotEmpty, label, policy)
+	case st.Size() == 0:
+		return nil
+	}
+	old, err := convert.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return fmt.Errorf("%w: %s is there and is no dump of livedump: %w", blockdev.ErrNotEmpty, label, err)
+	}
+	defer old.Close()
+	if !old.ByLivedump() {
+		return fmt.Errorf("%w: %s is there, and another program wrote it", blockdev.ErrNotEmpty, label)
+	}
+	return nil
+}
