@@ -4,7 +4,7 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .PHONY: build-cli fuzz
-build-cli: ## Build bin/livedump (inspect, verify, convert, decrypt, dmesg, fetch) and the kubectl plugin
+build-cli: ## Build bin/livedump (inspect, verify, convert, receive, decrypt, dmesg, fetch) and the kubectl plugin
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/livedump ./cmd/livedump
 	@ln -sfn livedump bin/kubectl-livedump
 
