@@ -29,6 +29,8 @@ USER 65532:65532
 ENTRYPOINT ["/livedump-controller"]
 
 FROM scratch AS agent
+# Object stores are reached with public certificates, unless their Secret names others.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/livedump-agent /livedump-agent
 COPY bin/kmod/ /opt/lib/modules/
 # Loading a module and opening block devices takes root and a privileged container.

@@ -59,6 +59,9 @@ func directPath(o *observation) string {
 
 // targetOf is what the agent is told of a target that is ready.
 func targetOf(o *observation, f finding) v1alpha1.TargetStatus {
+	if o.dump.Spec.Target.ObjectStorage != nil {
+		return v1alpha1.TargetStatus{HolderPodUID: string(o.holder.UID)}
+	}
 	target := v1alpha1.TargetStatus{PersistentVolumeName: o.volume.Name, CapacityBytes: capacity(o.volume), HolderPodUID: string(o.holder.UID),
 		VolumeMode: modeName(o.volume.Spec.VolumeMode)}
 	if f.reason == v1alpha1.ReasonAttachedDirectly {

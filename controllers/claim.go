@@ -25,6 +25,10 @@ func checkTarget(o *observation) finding {
 	if stream := o.dump.Spec.Target.Stream; stream != nil {
 		return streamReady(stream)
 	}
+	if storage := o.dump.Spec.Target.ObjectStorage; storage != nil {
+		// Whether the bucket takes the dump only the agent finds out, before it freezes anything.
+		return good(v1alpha1.ReasonAttached, fmt.Sprintf("the agent connects to %s when it begins", storage.Endpoint))
+	}
 	return checkClaim(o)
 }
 

@@ -3,6 +3,7 @@
 package controllers
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,44 @@ func TestHolderIsRestrictedAndPinned(t *testing.T) {
 	c := r.holderPod(fresh().dump, v1alpha1.VolumeModeFilesystem).Spec.Containers[0]
 	if m := c.VolumeMounts; len(m) != 1 || !m[0].ReadOnly || len(c.VolumeDevices) != 0 {
 		t.Errorf("of a file system it has mounts %+v, devices %+v", m, c.VolumeDevices)
+	}
+}
+
+// For an object store the holder has the credentials, and nothing else of the Secret.
+func TestHolderHasTheCredentials(t *testing.T) {
+	o := fresh()
+	o.claim, o.volume = nil, nil
+	o.dump.Spec.Target = v1alpha1.Target{ObjectStorage: &v1alpha1.ObjectStorageTarget{Endpoint: "https://store", Bucket: "dumps", CredentialsSecretName: "store"}}
+	o.proceed()
+	if d := o.proceed(); d.holder != ensure || d.status.Target != (v1alpha1.TargetStatus{}) {
+		t.Errorf("decision without a holder: %+v", d)
+	}
+	for _, whole := range []bool{false, true} {
+		o.whole = whole
+		d := o.withHolder().withAgent().proceed()
+		if c := conditionOf(d, v1alpha1.ConditionTargetReady); c.Status != metav1.ConditionTrue || d.status.Target != (v1alpha1.TargetStatus{HolderPodUID: "holder-uid"}) {
+			t.Errorf("whole %v: TargetReady %+v, target %+v", whole, c, d.status.Target)
+		}
+	}
+	pod := (&LiveDumpReconciler{}).holderPod(o.dump, "")
+	if len(pod.Spec.Volumes) != 1 || pod.Spec.Volumes[0].Name != v1alpha1.CredentialsVolume {
+		t.Fatalf("volumes %+v", pod.Spec.Volumes)
+	}
+	var keys []string
+	for _, s := range pod.Spec.Volumes[0].Projected.Sources {
+		if s.Secret.Name != "store" || len(s.Secret.Items) == 0 {
+			t.Errorf("source %+v: without items it would be the whole Secret", s.Secret)
+		}
+		for _, i := range s.Secret.Items {
+			keys = append(keys, i.Key)
+		}
+	}
+	if want := []string{"accessKeyID", "secretAccessKey", "sessionToken", "ca.crt"}; !slices.Equal(keys, want) {
+		t.Errorf("keys %v, want %v", keys, want)
+	}
+	o.report(metav1.ConditionTrue, v1alpha1.ReasonComplete).dump.Status.Result = &v1alpha1.Result{SizeBytes: 1 << 30, SHA256: "sum", PagesDumped: 1, Device: "https://store/dumps/key"}
+	if c := conditionOf(decide(o), v1alpha1.ConditionSucceeded); c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "https://store/dumps/key") {
+		t.Errorf("Succeeded: %+v", c)
 	}
 }
 

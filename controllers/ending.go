@@ -82,6 +82,8 @@ func whereabouts(dump *v1alpha1.LiveDump) string {
 	switch {
 	case dump.Spec.Target.Stream != nil:
 		return fmt.Sprintf("the dump was sent to %s, which has confirmed it", dump.Spec.Target.Stream.Address)
+	case dump.Spec.Target.ObjectStorage != nil:
+		return fmt.Sprintf("the dump is object %s, every part acknowledged by the store", dump.Status.Result.Device)
 	case dump.Status.Target.VolumeMode == v1alpha1.VolumeModeFilesystem:
 		return fmt.Sprintf("the dump is file %s on claim %s, read back and verified", dump.FileInVolume(), claimName(dump))
 	}

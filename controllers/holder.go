@@ -30,6 +30,8 @@ const (
 	// holderDevice is where the holder has the device, holderFolder where it has the file system; it never opens them.
 	holderDevice = "/dev/livedump-target"
 	holderFolder = "/livedump-target"
+	// holderCredentials is where it has those of an object store.
+	holderCredentials = "/livedump-credentials"
 
 	// holderUser is any user but root.
 	holderUser = 65532
@@ -68,15 +70,26 @@ func checkHolder(o *observation) finding {
 		// Its affinity forbids it. Whoever put it there, that node's device is not ours.
 		return bad(v1alpha1.ReasonTargetWrongNode, fmt.Sprintf("holder pod %s runs on node %s", h.Name, h.Spec.NodeName))
 	case !podReady(h):
-		return waiting(v1alpha1.ReasonPending, fmt.Sprintf("waiting for the claim to be attached: holder pod %s is %s", h.Name, podTrouble(h)))
+		return waiting(v1alpha1.ReasonPending, fmt.Sprintf("waiting for %s: holder pod %s is %s", held(o.dump), h.Name, podTrouble(h)))
 	}
-	return good(v1alpha1.ReasonAttached, fmt.Sprintf("claim %s is attached by pod %s", claimName(o.dump), h.Name))
+	return good(v1alpha1.ReasonAttached, fmt.Sprintf("pod %s has %s", h.Name, held(o.dump)))
+}
+
+// held is what a holder keeps on the node; "" if the target needs nothing there.
+func held(dump *v1alpha1.LiveDump) string {
+	switch target := dump.Spec.Target; {
+	case target.PersistentVolumeClaim != nil:
+		return "claim " + target.PersistentVolumeClaim.ClaimName
+	case target.ObjectStorage != nil:
+		return "the credentials of Secret " + target.ObjectStorage.CredentialsSecretName
+	}
+	return ""
 }
 
 // holderStep is what to do about the holder of a LiveDump that waits for it.
 func holderStep(o *observation) want {
 	switch {
-	case claimName(o.dump) == "":
+	case held(o.dump) == "":
 		return leave
 	case o.holder == nil:
 		// Also while the agent is at work: without a pod that has it, the claim and with it the volume could be
@@ -168,19 +181,42 @@ func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump, mode string) *co
 					Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
 				},
 			}},
-			Volumes: []corev1.Volume{{
-				Name: "target",
-				VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
-					ClaimName: claimName(dump),
-				}},
-			}},
 		},
 	}
 	container := &pod.Spec.Containers[0]
+	if storage := dump.Spec.Target.ObjectStorage; storage != nil {
+		pod.Spec.Volumes = []corev1.Volume{credentials(storage.CredentialsSecretName)}
+		container.VolumeMounts = []corev1.VolumeMount{{Name: v1alpha1.CredentialsVolume, MountPath: holderCredentials, ReadOnly: true}}
+		return pod
+	}
+	pod.Spec.Volumes = []corev1.Volume{{
+		Name: "target",
+		VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+			ClaimName: claimName(dump),
+		}},
+	}}
 	if mode == v1alpha1.VolumeModeBlock {
 		container.VolumeDevices = []corev1.VolumeDevice{{Name: "target", DevicePath: holderDevice}}
 	} else {
 		container.VolumeMounts = []corev1.VolumeMount{{Name: "target", MountPath: holderFolder, ReadOnly: true}}
 	}
 	return pod
+}
+
+// credentials are those keys of a Secret that have to do with object storage, and no others. The agent reads them through the
+// kubelet's directory of the holder, so neither it nor the controller needs a right on Secrets.
+func credentials(secret string) corev1.Volume {
+	source := func(optional bool, keys ...string) corev1.VolumeProjection {
+		p := &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: secret}, Optional: &optional}
+		for _, key := range keys {
+			p.Items = append(p.Items, corev1.KeyToPath{Key: key, Path: key})
+		}
+		return corev1.VolumeProjection{Secret: p}
+	}
+	return corev1.Volume{Name: v1alpha1.CredentialsVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{
+			source(false, v1alpha1.AccessKeyID, v1alpha1.SecretAccessKey),
+			source(true, v1alpha1.SessionToken), source(true, v1alpha1.CACertificate),
+		},
+	}}}
 }

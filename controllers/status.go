@@ -92,7 +92,7 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 		if uid := successor(o); uid != "" {
 			status.Target.HolderPodUID = uid
 		}
-	case f.target.state == fine && o.volume != nil:
+	case f.target.state == fine && (o.volume != nil || o.dump.Spec.Target.ObjectStorage != nil && o.owned()):
 		status.Target = targetOf(o, f.target)
 	}
 	return status

@@ -139,12 +139,71 @@ type Encryption struct {
 	Recipients []string `json:"recipients,omitempty"`
 }
 
+// Addressing says where the bucket's name goes in a request.
+// +kubebuilder:validation:Enum=Auto;Path;VirtualHost
+type Addressing string
+
+const (
+	// AddressingAuto is VirtualHost for Amazon, and Path for everybody else.
+	AddressingAuto Addressing = "Auto"
+	// AddressingPath puts the bucket into the path.
+	AddressingPath Addressing = "Path"
+	// AddressingVirtualHost puts it before the host.
+	AddressingVirtualHost Addressing = "VirtualHost"
+)
+
+// ObjectStorageTarget is a bucket of a store that speaks S3.
+type ObjectStorageTarget struct {
+	// endpoint is the store's URL, without a path.
+	// +required
+	// +kubebuilder:validation:MinLength=9
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() == 'https' && url(self).getHostname() != '' && url(self).getEscapedPath() in ['', '/'] && size(url(self).getQuery()) == 0 && !self.contains('@')",message="endpoint must be https://HOST or https://HOST:PORT"
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// region of the bucket.
+	// +optional
+	// +kubebuilder:default=us-east-1
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9-]+$`
+	Region string `json:"region,omitempty"`
+
+	// bucket that the object is made in.
+	// +required
+	// +kubebuilder:validation:MinLength=3
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9][a-z0-9.-]*[a-z0-9]$`
+	Bucket string `json:"bucket,omitempty"`
+
+	// keyPrefix goes before the name of the object, which is that of the LiveDump and its UID.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9._/-]*$`
+	KeyPrefix string `json:"keyPrefix,omitempty"`
+
+	// credentialsSecretName is a Secret in the namespace of the LiveDump with accessKeyID, secretAccessKey and, if need
+	// be, sessionToken and ca.crt (PEM, in place of the system's authorities).
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="!format.dns1123Subdomain().validate(self).hasValue()",message="credentialsSecretName must be a valid object name (lower-case letters, digits, '-' and '.')"
+	CredentialsSecretName string `json:"credentialsSecretName,omitempty"`
+
+	// addressing says where the bucket's name goes in a request.
+	// +optional
+	// +kubebuilder:default=Auto
+	Addressing Addressing `json:"addressing,omitempty"`
+}
+
 // Target is where the dump goes. Exactly one member is set.
-// +kubebuilder:validation:XValidation:rule="[has(self.persistentVolumeClaim), has(self.stream)].exists_one(set, set)",message="exactly one target must be set: persistentVolumeClaim or stream"
+// +kubebuilder:validation:XValidation:rule="[has(self.persistentVolumeClaim), has(self.objectStorage), has(self.stream)].exists_one(set, set)",message="exactly one target must be set: persistentVolumeClaim, objectStorage or stream"
 type Target struct {
 	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	// +optional
 	PersistentVolumeClaim *PersistentVolumeClaimTarget `json:"persistentVolumeClaim,omitempty"`
+	// objectStorage is a bucket in which an object with the flattened stream of the dump is made.
+	// +optional
+	ObjectStorage *ObjectStorageTarget `json:"objectStorage,omitempty"`
 	// stream sends the dump away while it is made. Nothing can be read back, so the result has the checksum of what was sent
 	// and what the receiver has confirmed.
 	// +optional
@@ -188,7 +247,8 @@ type Limits struct {
 // +kubebuilder:validation:XValidation:rule="has(self.encryption) == has(oldSelf.encryption) && (!has(self.encryption) || self.encryption == oldSelf.encryption)",fieldPath=".encryption",message="encryption is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.format) == has(oldSelf.format) && (!has(self.format) || self.format == oldSelf.format)",fieldPath=".format",message="format is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.limits) == has(oldSelf.limits) && (!has(self.limits) || self.limits == oldSelf.limits)",fieldPath=".limits",message="limits is immutable: create another LiveDump"
-// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.target.stream) || self.format == 'Flattened'",fieldPath=".format",message="a stream takes bytes one after the other, so its format can only be Flattened"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || has(self.target.persistentVolumeClaim) || self.format == 'Flattened'",fieldPath=".format",message="a stream or an object takes bytes one after the other, so its format can only be Flattened"
+// +kubebuilder:validation:XValidation:rule="!has(self.encryption) || !has(self.format) || self.format == 'Kdump' || !has(self.target.persistentVolumeClaim)",fieldPath=".format",message="what is encrypted on a claim can only have the format Kdump"
 type LiveDumpSpec struct {
 	// nodeName is the node whose memory is dumped.
 	// +required
@@ -225,7 +285,7 @@ type LiveDumpSpec struct {
 	// +optional
 	Encryption *Encryption `json:"encryption,omitempty"`
 
-	// format of the dump. Unset: Kdump for a claim, Flattened for a stream.
+	// format of the dump. Unset: Kdump for a claim, Flattened for a stream or an object.
 	// +optional
 	Format Format `json:"format,omitempty"`
 
@@ -424,7 +484,7 @@ type Result struct {
 	// +listMapKey=class
 	// +kubebuilder:validation:MaxItems=16
 	PagesByClass []PageClassCount `json:"pagesByClass,omitempty"`
-	// device identifies what holds the dump: a block device, a file in the volume, or a receiver.
+	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Device string `json:"device,omitempty"`

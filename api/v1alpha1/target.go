@@ -24,5 +24,22 @@ func (d *LiveDump) FileInVolume() string {
 	case FormatFlattened:
 		suffix = ".flat"
 	}
+	if d.Spec.Encryption != nil {
+		suffix += ".age"
+	}
 	return d.Name + suffix
+}
+
+// ObjectKey is the name of the object that holds the dump. It is "" for a target that is no object storage. The UID makes it
+// one that no other LiveDump has, so nothing is overwritten.
+func (d *LiveDump) ObjectKey() string {
+	storage := d.Spec.Target.ObjectStorage
+	if storage == nil {
+		return ""
+	}
+	suffix := ".flat"
+	if d.Spec.Encryption != nil {
+		suffix += ".age"
+	}
+	return storage.KeyPrefix + d.Name + "-" + string(d.UID) + suffix
 }

@@ -22,6 +22,8 @@ func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine
 	case dump.Spec.Target.Stream != nil:
 		s := dump.Spec.Target.Stream
 		return engine.Stream(stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)})
+	case dump.Spec.Target.ObjectStorage != nil:
+		return openObject(node, kubeletDir, dump)
 	case claim != nil && found.VolumeMode == v1alpha1.VolumeModeFilesystem:
 		file := dump.FileInVolume()
 		return engine.FileInVolume(func() (*blockdev.Filesystem, error) {
@@ -42,6 +44,9 @@ func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine
 
 // ready says whether the controller has found all that Target needs.
 func ready(dump *v1alpha1.LiveDump) bool {
+	if dump.Spec.Target.ObjectStorage != nil {
+		return dump.Status.Target.HolderPodUID != ""
+	}
 	if dump.Spec.Target.PersistentVolumeClaim == nil {
 		return true
 	}

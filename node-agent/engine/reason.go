@@ -15,6 +15,7 @@ import (
 	"livedump.io/internal/module"
 	"livedump.io/internal/session"
 	"livedump.io/internal/stream"
+	"livedump.io/internal/target/object"
 )
 
 // Causes with which the caller ends a dump's context.
@@ -77,6 +78,12 @@ var reasons = []struct {
 	{kdump.ErrReadBack, v1alpha1.ReasonVerifyFailed},
 	{blockdev.ErrIO, v1alpha1.ReasonIOError},
 	{unix.ENOSPC, v1alpha1.ReasonTargetTooSmall},
+	{object.ErrDenied, v1alpha1.ReasonTargetInvalid},
+	{object.ErrCertificate, v1alpha1.ReasonTargetInvalid},
+	{object.ErrNoBucket, v1alpha1.ReasonTargetNotFound},
+	{object.ErrTooLarge, v1alpha1.ReasonTargetTooSmall},
+	{object.ErrUnreachable, v1alpha1.ReasonIOError},
+	{object.ErrStore, v1alpha1.ReasonIOError},
 	{stream.ErrProtocol, v1alpha1.ReasonTargetInvalid},
 	{stream.ErrReceiver, v1alpha1.ReasonIOError},
 	{stream.ErrIncomplete, v1alpha1.ReasonIOError},

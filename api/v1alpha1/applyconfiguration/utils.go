@@ -32,6 +32,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.LiveDumpStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("NodeIdentity"):
 		return &apiv1alpha1.NodeIdentityApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ObjectStorageTarget"):
+		return &apiv1alpha1.ObjectStorageTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PageClassCount"):
 		return &apiv1alpha1.PageClassCountApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PersistentVolumeClaimTarget"):

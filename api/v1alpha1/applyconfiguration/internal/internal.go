@@ -187,6 +187,8 @@ var schemaYAML = typed.YAMLObject(`types:
   scalar: untyped
 - name: io.k8s.apimachinery.pkg.types.UID
   scalar: string
+- name: io.livedump.api.v1alpha1.Addressing
+  scalar: string
 - name: io.livedump.api.v1alpha1.Compression
   scalar: string
 - name: io.livedump.api.v1alpha1.Consistency
@@ -335,6 +337,29 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: kernelRelease
       type:
         scalar: string
+- name: io.livedump.api.v1alpha1.ObjectStorageTarget
+  map:
+    fields:
+    - name: addressing
+      type:
+        namedType: io.livedump.api.v1alpha1.Addressing
+      default: Auto
+    - name: bucket
+      type:
+        scalar: string
+    - name: credentialsSecretName
+      type:
+        scalar: string
+    - name: endpoint
+      type:
+        scalar: string
+    - name: keyPrefix
+      type:
+        scalar: string
+    - name: region
+      type:
+        scalar: string
+      default: us-east-1
 - name: io.livedump.api.v1alpha1.OverwritePolicy
   scalar: string
 - name: io.livedump.api.v1alpha1.PageClassCount
@@ -478,6 +503,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: io.livedump.api.v1alpha1.Target
   map:
     fields:
+    - name: objectStorage
+      type:
+        namedType: io.livedump.api.v1alpha1.ObjectStorageTarget
     - name: persistentVolumeClaim
       type:
         namedType: io.livedump.api.v1alpha1.PersistentVolumeClaimTarget

@@ -25,7 +25,7 @@ type LiveDumpSpecApplyConfiguration struct {
 	Compression *apiv1alpha1.Compression `json:"compression,omitempty"`
 	// encryption of the dump. Unset: it lies on the target in clear.
 	Encryption *EncryptionApplyConfiguration `json:"encryption,omitempty"`
-	// format of the dump. Unset: Kdump for a claim, Flattened for a stream.
+	// format of the dump. Unset: Kdump for a claim, Flattened for a stream or an object.
 	Format *apiv1alpha1.Format `json:"format,omitempty"`
 	// limits of what the dump may use of the node.
 	Limits *LimitsApplyConfiguration `json:"limits,omitempty"`

@@ -40,7 +40,7 @@ type ResultApplyConfiguration struct {
 	Steps []StepDurationApplyConfiguration `json:"steps,omitempty"`
 	// pagesByClass of all RAM, as of the stop.
 	PagesByClass []PageClassCountApplyConfiguration `json:"pagesByClass,omitempty"`
-	// device identifies what holds the dump: a block device, a file in the volume, or a receiver.
+	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver.
 	Device *string `json:"device,omitempty"`
 }
 

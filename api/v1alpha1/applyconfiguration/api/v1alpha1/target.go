@@ -11,6 +11,8 @@ package v1alpha1
 type TargetApplyConfiguration struct {
 	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	PersistentVolumeClaim *PersistentVolumeClaimTargetApplyConfiguration `json:"persistentVolumeClaim,omitempty"`
+	// objectStorage is a bucket in which an object with the flattened stream of the dump is made.
+	ObjectStorage *ObjectStorageTargetApplyConfiguration `json:"objectStorage,omitempty"`
 	// stream sends the dump away while it is made. Nothing can be read back, so the result has the checksum of what was sent
 	// and what the receiver has confirmed.
 	Stream *StreamTargetApplyConfiguration `json:"stream,omitempty"`
@@ -27,6 +29,14 @@ func Target() *TargetApplyConfiguration {
 // If called multiple times, the PersistentVolumeClaim field is set to the value of the last call.
 func (b *TargetApplyConfiguration) WithPersistentVolumeClaim(value *PersistentVolumeClaimTargetApplyConfiguration) *TargetApplyConfiguration {
 	b.PersistentVolumeClaim = value
+	return b
+}
+
+// WithObjectStorage sets the ObjectStorage field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ObjectStorage field is set to the value of the last call.
+func (b *TargetApplyConfiguration) WithObjectStorage(value *ObjectStorageTargetApplyConfiguration) *TargetApplyConfiguration {
+	b.ObjectStorage = value
 	return b
 }
 
