@@ -459,6 +459,30 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// BenchmarkWrite is the encryption of a dump in the order in which its writer writes, without a device, and its reading back.
+func BenchmarkWrite(b *testing.B) {
+	const size = 64 << 20
+	id := identity(b)
+	plain := content(size, 1)
+	m := newMemory(size + 1<<20)
+	b.SetBytes(size)
+	for b.Loop() {
+		f, err := New(m, []age.Recipient{id.Recipient()}, testSession)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for off := 0; off < size; off += 1 << 20 {
+			if _, err := f.WriteAt(plain[off:off+1<<20], int64(off)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := f.Commit(context.Background(), size); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+	}
+}
+
 // FuzzReader: whatever the file, opening and reading it ends with an error or with what is in it.
 func FuzzReader(f *testing.F) {
 	id, err := age.ParseX25519Identity("AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX")
