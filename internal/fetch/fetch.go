@@ -132,6 +132,9 @@ func sourceOf(dump *v1alpha1.LiveDump) (s source, err error) {
 		return s, fmt.Errorf("%w on a claim: that of LiveDump %s is at %s", ErrNoDump, name, dump.Status.Result.Device)
 	}
 	s.claim = dump.Spec.Target.PersistentVolumeClaim.ClaimName
+	if dump.Status.Target.VolumeMode == v1alpha1.VolumeModeFilesystem {
+		s.file = dump.FileInVolume()
+	}
 	return s, nil
 }
 
@@ -145,7 +148,9 @@ func (f *Fetcher) checkRivals(ctx context.Context, dump *v1alpha1.LiveDump) erro
 		other := &all.Items[i]
 		claim := other.Spec.Target.PersistentVolumeClaim
 		c := findCondition(other, v1alpha1.ConditionSucceeded)
-		if other.UID != dump.UID && claim != nil && *claim == *dump.Spec.Target.PersistentVolumeClaim && (c == nil || c.Status == "Unknown") {
+		same := claim != nil && claim.ClaimName == dump.Spec.Target.PersistentVolumeClaim.ClaimName &&
+			(dump.Status.Target.VolumeMode != v1alpha1.VolumeModeFilesystem || other.FileInVolume() == dump.FileInVolume())
+		if other.UID != dump.UID && same && (c == nil || c.Status == "Unknown") {
 			return fmt.Errorf("%w: LiveDump %s has not ended and has claim %s for its target", ErrInUse, other.Name, claim.ClaimName)
 		}
 	}

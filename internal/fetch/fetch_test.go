@@ -33,6 +33,12 @@ func TestSourceOf(t *testing.T) {
 	if s, err := sourceOf(succeeded()); err != nil || s.claim != "claim" || s.file != "" {
 		t.Errorf("%+v, %v", s, err)
 	}
+	onFile := succeeded()
+	onFile.Status.Target.VolumeMode = v1alpha1.VolumeModeFilesystem
+	onFile.Spec.Encryption = &v1alpha1.Encryption{}
+	if s, err := sourceOf(onFile); err != nil || s.file != "dump.kdump.age" {
+		t.Errorf("on a file system: %+v, %v", s, err)
+	}
 	for name, c := range map[string]struct {
 		change func(*v1alpha1.LiveDump)
 		says   string
