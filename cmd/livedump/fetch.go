@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/fetch"
@@ -103,6 +105,7 @@ func connect(kubeconfig, kubeContext, namespace string) (*fetch.Fetcher, string,
 			return nil, "", fmt.Errorf("namespace of the kubeconfig: %w", err)
 		}
 	}
+	log.SetLogger(logr.Discard()) // it would complain that there is none
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		return nil, "", err

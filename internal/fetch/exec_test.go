@@ -47,8 +47,6 @@ type fakeCluster struct {
 	execs   int
 	// cut ends a connection after so many bytes, once for each entry; 0: not at all.
 	cut []int
-	// during is called when so many bytes of an execution were sent.
-	during func(sent int)
 }
 
 func (c *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -114,7 +112,7 @@ func (c *fakeCluster) ExecInContainer(ctx context.Context, _, _, _ string, comma
 	c.mu.Unlock()
 	args := slices.Clone(command[2:])
 	args[len(args)-1] = c.device
-	err := reader.Run(args, &cutter{w: out, left: limit, limited: limit > 0, during: c.during})
+	err := reader.Run(args, &cutter{w: out, left: limit, limited: limit > 0})
 	if errors.Is(err, errCut) {
 		return nil // as when the connection ends in between: less came than was asked for
 	}
@@ -131,8 +129,6 @@ type cutter struct {
 	w       io.Writer
 	left    int
 	limited bool
-	sent    int
-	during  func(int)
 }
 
 func (c *cutter) Write(b []byte) (int, error) {
@@ -141,11 +137,7 @@ func (c *cutter) Write(b []byte) (int, error) {
 		return n, errCut
 	}
 	c.left -= len(b)
-	n, err := c.w.Write(b)
-	if c.sent += n; c.during != nil {
-		c.during(c.sent)
-	}
-	return n, err
+	return c.w.Write(b)
 }
 
 // bench is a fetcher in a cluster with a dump of so many bytes on a claim.
@@ -242,8 +234,8 @@ func TestFetchIsResumed(t *testing.T) {
 	const size = 8 << 20
 	f, c, dump, o := bench(t, size)
 	ctx, cancel := context.WithCancelCause(context.Background())
-	c.during = func(sent int) {
-		if sent >= 3<<20 {
+	o.Progress = func(done, _ int64) {
+		if done >= 1<<20 {
 			cancel(errors.New("interrupted"))
 		}
 	}
@@ -251,7 +243,7 @@ func TestFetchIsResumed(t *testing.T) {
 		t.Fatalf("canceled: %v", err)
 	}
 	c.wantNothingLeft(t, 1)
-	c.during = nil
+	o.Progress = nil
 	r, err := f.Run(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
