@@ -41,7 +41,7 @@ that breaks off leaves nothing, and the next one is waited for.
 The sender verifies the certificate of this program. With --self-signed one is made for a day; the certificate that
 senders need (spec.target.stream.tls.caBundle, --ca) is written to FILE.ca.crt. Senders prove nothing: let only those reach
 the port who may.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := args[0]
 			cert, err := receiverCertificate(certFile, keyFile, selfSigned, path)
