@@ -103,8 +103,7 @@ type StreamTLS struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	ServerName string `json:"serverName,omitempty"`
-	// caBundle are certificates in PEM that the receiver's must come from. Unset: those in the agent's image, which has none as
-	// it is built here.
+	// caBundle are certificates in PEM that the receiver's must come from. Unset: the public ones in the agent's image.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=65536

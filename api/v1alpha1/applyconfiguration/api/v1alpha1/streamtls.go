@@ -11,8 +11,7 @@ package v1alpha1
 type StreamTLSApplyConfiguration struct {
 	// serverName that the receiver's certificate must have. Unset: the host of the address.
 	ServerName *string `json:"serverName,omitempty"`
-	// caBundle are certificates in PEM that the receiver's must come from. Unset: those in the agent's image, which has none as
-	// it is built here.
+	// caBundle are certificates in PEM that the receiver's must come from. Unset: the public ones in the agent's image.
 	CABundle *string `json:"caBundle,omitempty"`
 }
 
