@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 # Dumps while something goes wrong.
 
-# Regular expression of the faults that test-faults lets happen; all if it is empty.
+# Regular expression of the faults that happen; all if it is empty. One with "cluster" in it is for those of a cluster, whose
+# names begin with that; any other for those that need none.
 FAULTS ?=
 
-.PHONY: test-faults
-test-faults: kmod kmod-test build-agent ## Kill the agent at each of its steps, break its target and more, in a guest (out/faults.json); FAULTS=regex selects
+.PHONY: test-faults test-faults-guest test-faults-cluster
+ifeq ($(FAULTS),)
+test-faults: test-faults-cluster build-faults ## Kill the agent at each of its steps, break its target and more, in a guest and in a cluster (out/faults.json); FAULTS=regex selects
+	@bin/test/faults -kernel $(KERNEL) -out out/faults -with out/faults-cluster/faults.json
+else
+test-faults: $(if $(findstring cluster,$(FAULTS)),test-faults-cluster,test-faults-guest)
+endif
+
+test-faults-guest: build-faults
+	@bin/test/faults -kernel $(KERNEL) -faults '$(FAULTS)' -out out/faults
+
+test-faults-cluster: demo-parts
+	@bin/test/demo -kernel $(KERNEL) -out out/faults-cluster -checks faults -faults '$(FAULTS)'
+
+.PHONY: build-faults
+build-faults: kmod kmod-test build-agent
 	@hack/install-host-packages dmsetup
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/faults ./test/faults
-	@bin/test/faults -kernel $(KERNEL) -faults '$(FAULTS)' -out out/faults

@@ -106,6 +106,9 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	var sum [sha256.Size]byte
 	if !w.opts.NoReadBack && w.form.flat == nil {
 		w.setStep("Verifying")
+		if w.opts.OnVerify != nil {
+			w.opts.OnVerify()
+		}
 		if sum, err = w.readBack(ctx, block.b, &rec); err != nil {
 			return Summary{}, err
 		}

@@ -41,6 +41,8 @@ type Options struct {
 	// JournalPages make a segment of the journal; half of that does when a second has passed since the one
 	// before. 0: 4096, more for large dumps.
 	JournalPages int
+	// OnVerify, if not nil, is called when everything is on the target, before it is read back.
+	OnVerify func()
 	// NoReadBack takes it on trust that the target keeps what is written to it: Finish does not read
 	// the dump back, and Summary.SHA256 stays zero.
 	NoReadBack bool

@@ -435,7 +435,6 @@ func (d *dump) progress() {
 	d.reporting.Lock()
 	defer d.reporting.Unlock()
 	d.mu.Lock()
-	verifying := false
 	p := Progress{Step: d.step, ModuleLoaded: d.loaded}
 	if d.writer != nil {
 		w := d.writer.Progress()
@@ -445,13 +444,9 @@ func (d *dump) progress() {
 			d.closeStep()
 			d.step, d.stepStart = StepVerify, d.engine.Now()
 			p.Step = d.step
-			verifying = true
 		}
 	}
 	d.mu.Unlock()
-	if verifying {
-		d.point(context.Background(), StepVerify)
-	}
 	if p.Step != "" {
 		d.options.Progress(p)
 	}
@@ -546,7 +541,8 @@ func (d *dump) newWriter(f session.Frozen, n session.Notes) func() (format.Write
 func (d *dump) writerOptions() kdump.Options {
 	return kdump.Options{
 		Codec: d.options.Codec, Level: d.options.CodecLevel, Workers: len(d.buffers), Bandwidth: d.options.Bandwidth,
-		Journal: d.options.Grace > 0, JournalPages: d.options.journalPages, Durable: d.acknowledge}
+		Journal: d.options.Grace > 0, JournalPages: d.options.journalPages, Durable: d.acknowledge,
+		OnVerify: func() { d.point(context.Background(), StepVerify) }}
 }
 
 // write feeds the pages of the session to a Writer until there are no more, and sees to it that another process could

@@ -232,7 +232,7 @@ func TestKilledAnywhere(t *testing.T) {
 	// to go on from if the session is gone, which is so only where it is not frozen yet.
 	lost := map[string]bool{"write 1": true, "sync 1": true, "freeze 1": true}
 	events := []string{string(StepTarget), string(StepModule), string(StepPrepare), string(StepFreeze), string(StepWrite),
-		string(StepThaw), string(StepFinish), "prepare", "freeze", "frozen", "notes", "next", "handed out", "acknowledge",
+		string(StepThaw), string(StepFinish), string(StepVerify), "prepare", "freeze", "frozen", "notes", "next", "handed out", "acknowledge",
 		"write", "sync", "thaw", "thawed"}
 	for _, event := range events {
 		t.Run(event, func(t *testing.T) {

@@ -56,6 +56,20 @@ func (p *process) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 	}
 }
 
+// Pause stops a server of the control plane, which does not answer until resume is called.
+func (c *Cluster) Pause(name string) (resume func(), err error) {
+	for _, p := range c.processes {
+		if p.name != name {
+			continue
+		}
+		if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			return nil, fmt.Errorf("pause %s: %w", name, err)
+		}
+		return func() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }, nil
+	}
+	return nil, fmt.Errorf("there is no server %s", name)
+}
+
 // stop asks the process to end and kills it if the context ends first.
 func (p *process) stop(ctx context.Context) {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)

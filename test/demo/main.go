@@ -29,6 +29,7 @@ var (
 	out    = flag.String("out", "out/demo", "directory for results and logs; what is in it is removed")
 	kernel = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
 	checks = flag.String("checks", "demo", "what to check, in this order, separated by commas: "+strings.Join(endtoend.Checks(), ", "))
+	faults = flag.String("faults", "", "regular expression of what happens in the check faults (default: everything)")
 	keep   = flag.Bool("keep", false, "leave the cluster up at the end")
 )
 
@@ -105,7 +106,7 @@ func prepare(env *isolate.Environment) (*endtoend.Bench, error) {
 		return nil, err
 	}
 	return endtoend.New(endtoend.Options{
-		Root: top, State: env.State, Out: results, Kernel: *kernel,
+		Root: top, State: env.State, Out: results, Kernel: *kernel, Faults: *faults,
 		ReplaceHosts: func(content []byte) error { return env.ReplaceFile("/etc/hosts", content) },
 	}), nil
 }

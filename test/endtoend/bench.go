@@ -52,6 +52,8 @@ type Options struct {
 	Out string
 	// Kernel is the series of Debian's kernel for the node, such as 6.1.
 	Kernel string
+	// Faults is a regular expression: those that the check of that name lets happen. Empty: all.
+	Faults string
 	// ReplaceHosts shows another /etc/hosts to this process and its children.
 	ReplaceHosts func([]byte) error
 }

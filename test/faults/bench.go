@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +18,7 @@ import (
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/node-agent/engine"
+	"livedump.io/test/faultrow"
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/load/provide"
@@ -96,10 +96,10 @@ func (b *bench) tables(ctx context.Context) (guest.PageTables, error) {
 }
 
 // fault lets something go wrong in a dump, looks at what has come of it, and makes another dump if there is none.
-func (b *bench) fault(ctx context.Context, f fault) (row Row, err error) {
+func (b *bench) fault(ctx context.Context, f fault) (row faultrow.Row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, faultTimeout)
 	defer cancel()
-	row = Row{Fault: f.name, Expected: f.expected, Header: "?"}
+	row = faultrow.Row{Fault: f.name, Expected: f.expected, Header: "?"}
 	if err := b.erase(); err != nil {
 		return row, err
 	}
@@ -116,16 +116,16 @@ func (b *bench) fault(ctx context.Context, f fault) (row Row, err error) {
 		outcome = "error: " + runErr.Error()
 	}
 	row.Seen = outcome
-	if row.Header, err = b.header(); err != nil {
+	if row.Header, err = faultrow.Header(b.image); err != nil {
 		return row, err
 	}
 	problems := []error{runErr}
 	if outcome == v1alpha1.ReasonComplete {
 		problems = append(problems, guestdump.Verify(ctx, b.image, d.report))
-		if row.Header != headerDump {
+		if row.Header != faultrow.HeaderDump {
 			problems = append(problems, errors.New("the target does not begin as a dump"))
 		}
-	} else if row.Header == headerDump {
+	} else if row.Header == faultrow.HeaderDump {
 		problems = append(problems, errors.New("the target looks like a dump"))
 	}
 	if f.reboots { // other page tables
@@ -159,32 +159,6 @@ func (b *bench) fault(ctx context.Context, f fault) (row Row, err error) {
 	}
 	row.OK = outcome == f.expected && errors.Join(problems...) == nil
 	return row, nil
-}
-
-const headerDump = "dump"
-
-// header is what block 0 of the disk says.
-func (b *bench) header() (string, error) {
-	f, err := os.Open(b.image)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	head := make([]byte, 64)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return "", err
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte("KDUMP   ")):
-		return headerDump, nil
-	case bytes.HasPrefix(head, []byte("LIVEDUMP in progress")):
-		return "in progress", nil
-	case bytes.HasPrefix(head, []byte("LIVEDUMP failed")):
-		return "failed", nil
-	case len(bytes.Trim(head, "\x00")) == 0:
-		return "empty", nil
-	}
-	return fmt.Sprintf("%q", head[:20]), nil
 }
 
 func (b *bench) erase() error {

@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"regexp"
 	"time"
 
+	"livedump.io/test/faultrow"
 	"livedump.io/test/guest"
 	"livedump.io/test/trial"
 )
@@ -30,18 +32,6 @@ type options struct {
 	only             *regexp.Regexp
 }
 
-// Row of the table.
-type Row struct {
-	Fault    string `json:"fault"`
-	Expected string `json:"expected"`
-	Seen     string `json:"seen"`
-	// TablesEqual: the kernel's page tables after it are those of before.
-	TablesEqual bool `json:"tables_equal"`
-	// Header is what block 0 of the target says: dump, in progress, failed, or empty.
-	Header string `json:"header"`
-	OK     bool   `json:"ok"`
-}
-
 func main() {
 	o := options{}
 	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
@@ -49,6 +39,7 @@ func main() {
 	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
 	flag.StringVar(&o.out, "out", "out/faults", "`directory` for logs")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
+	with := flag.String("with", "", "`file` with rows of another test, which the table is to have too")
 	only := flag.String("faults", "", "`regular expression`: only the faults whose name it matches")
 	flag.Parse()
 	var err error
@@ -58,7 +49,15 @@ func main() {
 	}
 	trial.Run("test-faults", limit, func(ctx context.Context) (string, error) {
 		rows, err := run(ctx, o)
-		print(rows)
+		if *with != "" {
+			var more []faultrow.Row
+			raw, rerr := os.ReadFile(*with)
+			if rerr == nil {
+				rerr = json.Unmarshal(raw, &more)
+			}
+			rows, err = append(rows, more...), errors.Join(err, rerr)
+		}
+		faultrow.Print(rows)
 		for _, r := range rows {
 			if !r.OK {
 				err = errors.Join(err, fmt.Errorf("%s: %s", r.Fault, r.Seen))
@@ -68,7 +67,7 @@ func main() {
 	})
 }
 
-func run(ctx context.Context, o options) (rows []Row, err error) {
+func run(ctx context.Context, o options) (rows []faultrow.Row, err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return nil, err
 	}
@@ -96,14 +95,4 @@ func run(ctx context.Context, o options) (rows []Row, err error) {
 		return nil, fmt.Errorf("no fault has a name that matches %q", o.only)
 	}
 	return rows, b.guest.CheckConsole()
-}
-
-// print shows the rows as a table in Markdown, as docs/reliability.md has it.
-func print(rows []Row) {
-	yes := map[bool]string{true: "yes", false: "no"}
-	fmt.Println("\n| fault | expected | seen | page tables equal | block 0 | as expected |\n| --- | --- | --- | --- | --- | --- |")
-	for _, r := range rows {
-		fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", r.Fault, r.Expected, r.Seen, yes[r.TablesEqual], r.Header, yes[r.OK])
-	}
-	fmt.Println()
 }
