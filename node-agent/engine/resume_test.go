@@ -25,7 +25,8 @@ type process struct {
 	dead     bool
 	sessions []session.Session
 	count    map[string]int
-	dieAt    string // what it dies of, with its number: "write 3"
+	dieAt    string        // what it dies of, with its number: "write 3"
+	acked    chan struct{} // if not nil, closed when pages have been acknowledged
 }
 
 var errKilled = errors.New("killed")
@@ -93,7 +94,14 @@ func (s *mortalSession) Acknowledge(pages []session.Page) error {
 	if err := s.p.at("acknowledge"); err != nil {
 		return err
 	}
-	return s.Session.Acknowledge(pages)
+	err := s.Session.Acknowledge(pages)
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	if err == nil && s.p.acked != nil {
+		close(s.p.acked)
+		s.p.acked = nil
+	}
+	return err
 }
 
 func (s *mortalSession) Thaw() error {
@@ -348,15 +356,13 @@ func TestNotResumed(t *testing.T) {
 		m, target := memoryWithFlags(), newFile(t, 64<<20)
 		// Some pages are acknowledged, and some have not come yet.
 		acknowledged := make(chan struct{})
-		var once sync.Once
-		m.OnAcknowledge = func([]session.Page) error { once.Do(func() { close(acknowledged) }); return nil }
 		m.OnNext = func(reported uint64) {
 			if reported > 1500 {
 				<-acknowledged
 			}
 		}
-		defer func() { m.OnNext, m.OnAcknowledge = nil, nil }()
-		p := &process{dieAt: "next 11"}
+		defer func() { m.OnNext = nil }()
+		p := &process{dieAt: "next 11", acked: acknowledged}
 		if _, err := p.engine(m, target).Dump(context.Background(), resumable()); !p.dead {
 			t.Fatal(err)
 		}
