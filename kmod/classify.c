@@ -101,6 +101,29 @@ static u32 classify_used(const struct ld_snap *s)
 	return LIVEDUMP_CLASS_KERNEL;
 }
 
+/*
+ * A huge page that has not been given a mapping: the kernel clears it before it says that it is
+ * up to date, which takes so long that a stop falls into it.  What was cleared before the
+ * stop will be written by the process alone.  (A block of the kernel's own of this size looks
+ * the same.)
+ */
+static bool snap_is_new_huge(const struct ld_snap *s)
+{
+	struct ld_snap head, last;
+
+	if (!snap_head(&head, s) || !test_bit(PG_head, ld_page_flags(&head.page)) ||
+	    head.page.mapping || !IS_ALIGNED(head.pfn, HPAGE_PMD_NR))
+		return false;
+	return snap_read(&last, head.pfn + HPAGE_PMD_NR - 1) && snap_is_tail(&last) &&
+	       ld_head_of_tail(pfn_to_page(last.pfn), &last.page) == pfn_to_page(head.pfn);
+}
+
+/* A page on its way into an address space or a file: only such pages are ever up to date. */
+static bool snap_on_its_way(const struct ld_snap *s)
+{
+	return test_bit(PG_uptodate, ld_page_flags(&s->page)) || snap_is_new_huge(s);
+}
+
 /* Classes that need no look at other pages; 0: none of them. */
 static u32 classify_alone(struct ld_snap *s)
 {
@@ -166,11 +189,7 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 				c = classify_alone(&s);
 			if (!c)
 				c = pfn < free_until ? LIVEDUMP_CLASS_FREE : classify_used(&s);
-			/*
-			 * A page on its way into an address space or a file: only such
-			 * pages are ever up to date.  It will be mapped after the stop.
-			 */
-			if (c == LIVEDUMP_CLASS_KERNEL && test_bit(PG_uptodate, ld_page_flags(&s.page)))
+			if (c == LIVEDUMP_CLASS_KERNEL && snap_on_its_way(&s))
 				set_bit(pfn, ld_uncovered);
 		}
 		ld_page_set_class(pfn, c);
