@@ -79,7 +79,7 @@ func checkHolder(o *observation) finding {
 func held(dump *v1alpha1.LiveDump) string {
 	switch target := dump.Spec.Target; {
 	case target.PersistentVolumeClaim != nil:
-		return "claim " + target.PersistentVolumeClaim.ClaimName
+		return "the claim " + target.PersistentVolumeClaim.ClaimName
 	case target.ObjectStorage != nil:
 		return "the credentials of Secret " + target.ObjectStorage.CredentialsSecretName
 	}

@@ -41,7 +41,7 @@ func TestBadSpecsAreRefused(t *testing.T) {
 		"no target":              {`{"nodeName":"n"}`, "spec.target: Required value"},
 		"empty target":           {`{"nodeName":"n","target":{}}`, "exactly one target must be set: persistentVolumeClaim"},
 		"unknown target":         {`{"nodeName":"n","target":{"floppy":{}}}`, `unknown field "spec.target.floppy"`},
-		"a store by http":        {`{"nodeName":"n","target":{"objectStorage":{"endpoint":"http://s","bucket":"dumps","credentialsSecretName":"s"}}}`, "endpoint must be https://HOST"},
+		"a store by http":        {`{"nodeName":"n","target":{"objectStorage":{"endpoint":"http://store.example","bucket":"dumps","credentialsSecretName":"s"}}}`, "endpoint must be https://HOST"},
 		"a store with a path":    {`{"nodeName":"n","target":{"objectStorage":{"endpoint":"https://s/x","bucket":"dumps","credentialsSecretName":"s"}}}`, "endpoint must be https://HOST"},
 		"a store, no Secret":     {`{"nodeName":"n","target":{"objectStorage":{"endpoint":"https://s:9","bucket":"dumps"}}}`, "credentialsSecretName: Required value"},
 		"a store, ELF":           {`{"nodeName":"n","format":"ELF","target":{"objectStorage":{"endpoint":"https://s:9","bucket":"dumps","credentialsSecretName":"s"}}}`, "its format can only be Flattened"},
