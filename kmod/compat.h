@@ -139,6 +139,17 @@ static inline unsigned int ld_pcp_order(unsigned int list)
 # define LD_PATCH_HAS_HOW	0
 #endif
 
+/* PREEMPT_RT's headers tell sparse that spin_trylock() takes a lock, but not of its end. */
+#ifdef CONFIG_PREEMPT_RT
+# define ld_spin_unlock_tried(l) \
+	do { \
+		spin_unlock(l); \
+		__release(l); \
+	} while (0)
+#else
+# define ld_spin_unlock_tried(l) spin_unlock(l)
+#endif
+
 /* Where this module's own text and data lie (one stretch to 6.3). */
 #ifdef for_each_mod_mem_type
 # define ld_for_each_module_part(add) \

@@ -137,7 +137,7 @@ static bool add_rings(struct virtio_device *vdev)
 		return false;
 	list_for_each_entry(vq, &vdev->vqs, list)
 		all = add_ring(vdev, vq) && all;
-	spin_unlock(&vdev->vqs_list_lock);
+	ld_spin_unlock_tried(&vdev->vqs_list_lock);
 	return all;
 }
 
