@@ -273,7 +273,7 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 		return err
 	}
 	defer dump.Close()
-	if run.Comparison, err = compare(dump, records); err != nil {
+	if run.Comparison, err = compare(dump, records, b.o.kill != ""); err != nil {
 		return err
 	}
 	if run.Load == hiddenLoad {

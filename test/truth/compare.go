@@ -79,16 +79,26 @@ type source interface {
 	Pages() uint64
 }
 
-// compare reads every page that the session reported from the finished dump.
-func compare(dump source, records []record) (*Comparison, error) {
+// compare reads every page that the session reported from the finished dump. With takenOver the session had two owners:
+// pages were reported to both, and the record is that of the second time, when a page may have been copied or lost that the
+// dump has from the first. Its content counts all the same.
+func compare(dump source, records []record, takenOver bool) (*Comparison, error) {
 	c := newComparison()
 	seen := map[uint64]bool{}
 	page := make([]byte, session.PageSize)
 	for _, r := range records {
+		if seen[r.PFN] && takenOver {
+			continue
+		}
 		if seen[r.PFN] {
 			return nil, fmt.Errorf("page frame %#x was reported twice", r.PFN)
 		}
 		seen[r.PFN] = true
+		if takenOver {
+			if info, err := dump.ReadPage(r.PFN, page); err == nil {
+				r.Flags = session.PageFlags(info.Flags)
+			}
+		}
 		if r.Flags&session.PageLost != 0 {
 			c.Lost++
 			if _, err := dump.ReadPage(r.PFN, page); !errors.Is(err, kdump.ErrExcluded) {

@@ -69,7 +69,7 @@ func TestCompare(t *testing.T) {
 		{PFN: 9, Class: session.ClassKernel},
 	}
 	dump.add(9, 0, page(), page())
-	c, err := compare(dump, records)
+	c, err := compare(dump, records, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,10 +107,25 @@ func TestCompareRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := fakeDump{}
-			if _, err := compare(d, c.records(d)); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := compare(d, c.records(d), false); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
 		})
+	}
+}
+
+// A page that two owners were given counts once, by what the dump says of it, and its content must be that of the stop.
+func TestCompareTakenOver(t *testing.T) {
+	d := fakeDump{}
+	good, bad := d.add(1, 0, page(1), page(1)), d.add(2, 0, page(1), page(2))
+	lost := d.add(3, 0, page(3), page(3))
+	good.Flags, lost.Flags = session.PageCopy, session.PageLost
+	c, err := compare(d, []record{good, bad, good, lost}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Pages != 3 || c.Mismatches != 1 || c.Lost != 0 || c.List[0].PFN != "0x2" {
+		t.Errorf("%+v", c)
 	}
 }
 
