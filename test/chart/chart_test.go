@@ -187,7 +187,9 @@ func TestAgentIsPlacedByLabelAndSurvivesUpgrades(t *testing.T) {
 	}
 	paths := map[string]bool{}
 	for _, volume := range pod.Volumes {
-		paths[volume.HostPath.Path] = true
+		if volume.HostPath != nil {
+			paths[volume.HostPath.Path] = true
+		}
 	}
 	for _, path := range []string{"/dev", "/lib/modules", "/data/kubelet"} {
 		if !paths[path] {
