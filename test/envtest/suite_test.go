@@ -173,6 +173,9 @@ func install(ctx context.Context) error {
 	})
 	strict := client.WithFieldValidation(admin, metav1.FieldValidationStrict)
 	for _, object := range objects {
+		if object.GetAnnotations()["helm.sh/hook"] != "" {
+			continue // not a part of the release; helm makes it when its time has come
+		}
 		if err := strict.Create(ctx, object); err != nil {
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}
