@@ -8,5 +8,6 @@ test-devices: host-packages ## Run the checks of target devices in a guest of KE
 	@go run ./test/guest/cmd/run -kernel $(KERNEL) -mem 1024 -module loop -module dm_mod -module ext4 -file bin/test/blockdev.test -- \
 		sh -c 'mkdir -p /tmp && mount -t tmpfs tmpfs /tmp; /blockdev.test -test.v' >out/test-devices.log 2>&1 || { cat out/test-devices.log; exit 1; }
 	@grep -E '^--- (PASS|SKIP)' out/test-devices.log
-	@for test in Held Mounted Swap Partitioned ReadOnly TooSmall ClaimedByAnother WrongDeviceBehindTheNode LeftByLivedump; do \
+	@# Those that need mkfs.ext4 run on the machine itself.
+	@for test in Held Swap Partitioned ReadOnly TooSmall ClaimedByAnother WrongDeviceBehindTheNode LeftByLivedump; do \
 		grep -q "^--- PASS: Test$$test " out/test-devices.log || { echo "test-devices: Test$$test did not run" >&2; exit 1; }; done
