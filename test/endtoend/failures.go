@@ -111,7 +111,6 @@ func (b *Bench) badTargets(ctx context.Context) error {
 		{name: "missing-node", node: "no-such-node", claim: ClaimName, reason: livedumpv1alpha1.ReasonNodeNotFound, says: "no-such-node"},
 		{name: "arm64-node", node: "arm64-node", claim: ClaimName, reason: livedumpv1alpha1.ReasonUnsupportedNode, says: "arm64"},
 		{name: "missing-claim", node: NodeName, claim: "no-such-claim", reason: livedumpv1alpha1.ReasonTargetNotFound, says: "no-such-claim"},
-		{name: "filesystem-claim", node: NodeName, claim: "filesystem-claim", reason: livedumpv1alpha1.ReasonTargetWrongMode, says: "Filesystem"},
 		{name: "small-claim", node: NodeName, claim: "small-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "small-claim"},
 		// Only the agent sees the device itself.
 		{name: "false-capacity", node: NodeName, claim: "false-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "bytes"},
@@ -183,7 +182,7 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	if err := b.Client.Status().Patch(ctx, node, client.MergeFrom(unpatched)); err != nil {
 		return err
 	}
-	class, block, filesystem := "dump-disks", corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem
+	class, block := "dump-disks", corev1.PersistentVolumeBlock
 	small := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(smallTargetMiB<<20, resource.BinarySI)}
 	// Both volumes are the small disk; the second claims to be as big as the target.
 	big := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(targetMiB<<20, resource.BinarySI)}
@@ -215,7 +214,6 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	for _, object := range []client.Object{
 		volume("node-1-small-disk", small, "small-claim"), claim("small-claim", block, "node-1-small-disk"),
 		volume("node-1-false-disk", big, "false-claim"), claim("false-claim", block, "node-1-false-disk"),
-		claim("filesystem-claim", filesystem, ""),
 	} {
 		if err := b.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %s: %w", object.GetName(), err)
