@@ -201,19 +201,19 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 			},
 		}
 	}
-	claim := func(name string, mode corev1.PersistentVolumeMode, volume string) *corev1.PersistentVolumeClaim {
+	claim := func(name, volume string) *corev1.PersistentVolumeClaim {
 		return &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name},
 			Spec: corev1.PersistentVolumeClaimSpec{
 				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				VolumeMode:  &mode, StorageClassName: &class, VolumeName: volume,
+				VolumeMode:  &block, StorageClassName: &class, VolumeName: volume,
 				Resources: corev1.VolumeResourceRequirements{Requests: small},
 			},
 		}
 	}
 	for _, object := range []client.Object{
-		volume("node-1-small-disk", small, "small-claim"), claim("small-claim", block, "node-1-small-disk"),
-		volume("node-1-false-disk", big, "false-claim"), claim("false-claim", block, "node-1-false-disk"),
+		volume("node-1-small-disk", small, "small-claim"), claim("small-claim", "node-1-small-disk"),
+		volume("node-1-false-disk", big, "false-claim"), claim("false-claim", "node-1-false-disk"),
 	} {
 		if err := b.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %s: %w", object.GetName(), err)
