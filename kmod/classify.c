@@ -112,9 +112,9 @@ static bool snap_is_new_huge(const struct ld_snap *s)
 	struct ld_snap head, last;
 
 	if (!snap_head(&head, s) || !test_bit(PG_head, ld_page_flags(&head.page)) ||
-	    head.page.mapping || !IS_ALIGNED(head.pfn, HPAGE_PMD_NR))
+	    head.page.mapping || !IS_ALIGNED(head.pfn, PTRS_PER_PTE))
 		return false;
-	return snap_read(&last, head.pfn + HPAGE_PMD_NR - 1) && snap_is_tail(&last) &&
+	return snap_read(&last, head.pfn + PTRS_PER_PTE - 1) && snap_is_tail(&last) &&
 	       ld_head_of_tail(pfn_to_page(last.pfn), &last.page) == pfn_to_page(head.pfn);
 }
 

@@ -9,13 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -248,8 +246,10 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 	c := b.guest.Command(argv...)
 	c.LogFile = guestLog
 	if err := c.Run(ctx); err != nil {
-		said, logErr := b.guest.ReadFile(ctx, guestLog)
-		return errors.Join(fmt.Errorf("%w; the agent's last words: %s", err, lastLine(string(said))), logErr)
+		said := &guest.Output{}
+		log, logErr := b.guest.ReadFile(ctx, guestLog)
+		said.Write(log)
+		return errors.Join(fmt.Errorf("%w; the agent's last words: %s", err, said.LastLine()), logErr)
 	}
 	raw, err := b.guest.ReadFile(ctx, guestReport)
 	if err != nil {
@@ -277,7 +277,7 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 		return err
 	}
 	if run.Load == hiddenLoad {
-		text, _ := l.said.read()
+		text := l.said.String()
 		if run.Hidden, err = checkHidden(dump, text, &report); err != nil {
 			return err
 		}
@@ -337,74 +337,18 @@ func (b *bench) explain(ctx context.Context, list []Mismatch) error {
 	return nil
 }
 
-// output keeps what a command says.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-	more chan struct{}
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.more != nil {
-		close(o.more)
-		o.more = nil
-	}
-	return o.text.Write(b)
-}
-
-// read returns the text and a channel that is closed when there is more.
-func (o *output) read() (string, <-chan struct{}) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.more == nil {
-		o.more = make(chan struct{})
-	}
-	return o.text.String(), o.more
-}
-
-// wait returns when the text is there.
-func (o *output) wait(ctx context.Context, text string, ended <-chan struct{}) error {
-	for {
-		said, more := o.read()
-		if strings.Contains(said, text) {
-			return nil
-		}
-		select {
-		case <-more:
-		case <-ended:
-			return fmt.Errorf("it ended and never said %q: %s", text, o.lastLine())
-		case <-ctx.Done():
-			return fmt.Errorf("it does not say %q, but %q: %w", text, said, context.Cause(ctx))
-		}
-	}
-}
-
-func (o *output) lastLine() string {
-	text, _ := o.read()
-	return lastLine(text)
-}
-
-func lastLine(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return lines[len(lines)-1]
-}
-
-var _ io.Writer = (*output)(nil)
-
 // codeLoads make the kernel load code: modules, BPF programs.
 var codeLoads = append([]string{"module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
 
 // load is a program in the guest that keeps it busy.
 type load struct {
 	cmd     *guest.Cmd
-	said    *output
+	said    *guest.Output
 	changes changes
 }
 
 func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
-	l := &load{said: &output{}}
+	l := &load{said: &guest.Output{}}
 	kinds := strings.Split(name, "+")
 	for _, kind := range kinds {
 		if slices.Contains(codeLoads, kind) {
@@ -414,7 +358,7 @@ func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 	if name == "idle" || name == codeLoad {
 		return l, nil
 	}
-	ready := "load: running"
+	ready := provide.Running
 	l.cmd = b.guest.Command(provide.Program, strings.Join(kinds, ","))
 	if name == hiddenLoad {
 		ready, l.changes = hiddenReady, changePresence
@@ -426,7 +370,7 @@ func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	if err := l.said.wait(ctx, ready, l.cmd.Exited()); err != nil {
+	if _, err := l.said.Wait(ctx, l.cmd, ready); err != nil {
 		return nil, errors.Join(fmt.Errorf("the load: %w", err), l.kill())
 	}
 	return l, nil
@@ -443,7 +387,7 @@ func (l *load) stop(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	err := l.cmd.Wait(ctx)
-	last := l.said.lastLine()
+	last := l.said.LastLine()
 	if err != nil {
 		return last, fmt.Errorf("%w: %s", err, last)
 	}

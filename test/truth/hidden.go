@@ -16,9 +16,10 @@ import (
 
 // hiddenLoad is the program of test/truth/hidden instead of a load.
 const (
-	hiddenLoad  = "hidden"
-	hiddenReady = "hidden: holding"
+	hiddenLoad = "hidden"
 )
+
+var hiddenReady = regexp.MustCompile("hidden: holding")
 
 var hiddenLine = regexp.MustCompile(`(?m)^hidden: holding secret=([0-9a-f,]+) poisoned=(.*)$`)
 

@@ -105,12 +105,12 @@ func (b *bench) park(ctx context.Context) (tid int, end func() error, err error)
 
 // agent makes a dump and returns its report.
 func (b *bench) agent(ctx context.Context, module string) (*engine.Report, error) {
-	said := &output{}
+	said := &guest.Output{}
 	c := b.guest.Command(b.takenOver([]string{guestAgent, "dump", "--device", guestDevice, "--module", module, "--keep-module",
 		"--report", guestReport})...)
 	c.Stdout, c.Stderr = said, said
 	if err := c.Run(ctx); err != nil {
-		return nil, fmt.Errorf("%w; the agent's last words: %s", err, said.lastLine())
+		return nil, fmt.Errorf("%w; the agent's last words: %s", err, said.LastLine())
 	}
 	raw, err := b.guest.ReadFile(ctx, guestReport)
 	if err != nil {
