@@ -17,22 +17,23 @@ const exactPlace = 10
 // module has one session, and two dumps would share the reserve's memory. On all nodes together no
 // more run than Config.MaxConcurrent.
 func checkLine(o *observation) finding {
-	if first, place, of := nodeLine(o); first != nil {
-		return inPlace(o, place, fmt.Sprintf("waiting for LiveDump %s, which has node %s; place %d of %d in line for the node",
-			reference(first), o.dump.Spec.NodeName, place, of))
+	if first, place := nodeLine(o); first != nil {
+		return inPlace(o, place, fmt.Sprintf("waiting for LiveDump %s, which has node %s; place %d in line for the node",
+			reference(first), o.dump.Spec.NodeName, place))
 	}
 	if o.maxConcurrent > 0 && o.dump.Status.StartTime == nil {
-		if running, place, of := clusterLine(o); place > o.maxConcurrent-running {
+		if running, place := clusterLine(o); place > o.maxConcurrent-running {
 			// Those who have a free place before this one will take it in a moment.
 			place -= max(0, o.maxConcurrent-running)
-			return inPlace(o, place, fmt.Sprintf("%d LiveDumps run, and no more than %d may at a time in this cluster; place %d of %d in line",
-				running, o.maxConcurrent, place, of))
+			return inPlace(o, place, fmt.Sprintf("no more than %d LiveDumps may run at a time in this cluster; place %d in line",
+				o.maxConcurrent, place))
 		}
 	}
 	return accepted()
 }
 
-// inPlace is the finding of one that waits, told anew if the place changed by enough.
+// inPlace is the finding of one that waits, told anew if the place changed by enough. The message may hold nothing that
+// changes while the place does not, such as the length of the line: a glance does not write for a message alone.
 func inPlace(o *observation, place int, message string) finding {
 	f := waiting(v1alpha1.ReasonWaitingInLine, message)
 	f.place = int32(place)
@@ -44,10 +45,10 @@ func inPlace(o *observation, place int, message string) finding {
 	return f
 }
 
-// nodeLine is the LiveDump that has the node or is the next to have it, nil if that is this one; the place of
-// this one among those that wait for the node, and how many wait.
-func nodeLine(o *observation) (first *v1alpha1.LiveDump, place, of int) {
-	place, of = 1, 1
+// nodeLine is the LiveDump that has the node or is the next to have it, nil if that is this one; and the place of
+// this one among those that wait for the node.
+func nodeLine(o *observation) (first *v1alpha1.LiveDump, place int) {
+	place = 1
 	for _, other := range o.others {
 		if other.Spec.NodeName != o.dump.Spec.NodeName || ended(other) {
 			continue
@@ -56,21 +57,18 @@ func nodeLine(o *observation) (first *v1alpha1.LiveDump, place, of int) {
 		if before && (first == nil || comesBefore(other, first)) {
 			first = other
 		}
-		if other.Status.StartTime == nil {
-			of++
-			if before {
-				place++
-			}
+		if before && other.Status.StartTime == nil {
+			place++
 		}
 	}
-	return first, place, of
+	return first, place
 }
 
-// clusterLine is how many LiveDumps run; the place of this one, which is the next of its node, among the next of
-// all nodes whose turn could be now; and how many of those there are.
-func clusterLine(o *observation) (running, place, of int) {
+// clusterLine is how many LiveDumps run, and the place of this one, which is the next of its node, among the next of
+// all nodes whose turn could be now.
+func clusterLine(o *observation) (running, place int) {
 	heads, running := next(append([]*v1alpha1.LiveDump{o.dump}, o.others...))
-	return running, slices.Index(heads, o.dump) + 1, len(heads)
+	return running, slices.Index(heads, o.dump) + 1
 }
 
 // next are the LiveDumps that could begin if only their node counted, the one who waits longest first, and

@@ -40,7 +40,7 @@ func TestPlaceInTheLineOfTheNode(t *testing.T) {
 	o.dump = waitingDump("node", 5)
 	o.others = []*v1alpha1.LiveDump{waitingDump("node", 7), waitingDump("node", 4), runningDump("node", 6), waitingDump("node", 3), waitingDump("node-2", 1)}
 	f := checkLine(o)
-	if f.state != pending || f.reason != v1alpha1.ReasonWaitingInLine || f.place != 3 || !strings.Contains(f.message, "waiting for LiveDump dumps/node-6") || !strings.Contains(f.message, "place 3 of 4") {
+	if f.state != pending || f.reason != v1alpha1.ReasonWaitingInLine || f.place != 3 || !strings.Contains(f.message, "waiting for LiveDump dumps/node-6") || !strings.Contains(f.message, "place 3 in line") {
 		t.Errorf("%+v", f)
 	}
 	if d := decide(o); d.status.PlaceInLine != 3 || d.status.StartTime != nil || d.holder != leave {
@@ -106,7 +106,7 @@ func TestPlacesFarBackAreToldSeldom(t *testing.T) {
 		if place < left+1 || place > 2*(left+1) || left < exactPlace && place != left+1 {
 			t.Fatalf("with %d ahead the place is %d", left, place)
 		}
-		if c := condition(o.dump, v1alpha1.ConditionAccepted); !strings.Contains(c.Message, fmt.Sprintf("place %d of ", place)) {
+		if c := condition(o.dump, v1alpha1.ConditionAccepted); !strings.Contains(c.Message, fmt.Sprintf("place %d in line", place)) {
 			t.Fatalf("place %d, message %q", place, c.Message)
 		}
 	}

@@ -141,7 +141,7 @@ func TestPlacesInLine(t *testing.T) {
 	})
 	w.cancel(line[1])
 	w.await(line[1], v1alpha1.ConditionSucceeded, metav1.ConditionFalse, v1alpha1.ReasonCanceled)
-	place(line[0], 1, "place 1 of 2")
+	place(line[0], 1, "place 1 in line")
 	place(line[2], 2, "waiting for LiveDump dumps/"+first.Name)
 	w.must(a.report(first, complete()))
 	w.await(line[0], v1alpha1.ConditionAccepted, metav1.ConditionTrue, "")
