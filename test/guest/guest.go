@@ -299,7 +299,11 @@ func buildInit(ctx context.Context, dir string) (string, error) {
 }
 
 func (g *Guest) startQEMU(ctx context.Context, initramfs, sockets string) error {
-	if _, err := Hack(ctx, "install-host-packages", "qemu-system-x86", "busybox-static", "e2fsprogs"); err != nil {
+	if _, err := Hack(ctx, "install-host-packages", "busybox-static", "e2fsprogs"); err != nil {
+		return err
+	}
+	program, err := Hack(ctx, "debian-qemu")
+	if err != nil {
 		return err
 	}
 	log, err := os.Create(filepath.Join(g.dir, "qemu.log"))
@@ -307,7 +311,7 @@ func (g *Guest) startQEMU(ctx context.Context, initramfs, sockets string) error 
 		return err
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", g.qemuArgs(initramfs, sockets)...)
+	cmd := exec.CommandContext(ctx, program, g.qemuArgs(initramfs, sockets)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// An own process group: ^C in a terminal is for the test, which then stops QEMU.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
