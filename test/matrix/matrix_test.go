@@ -34,7 +34,7 @@ func TestRowsCoverValues(t *testing.T) {
 		"6.1":       {"cpus": {1, 2, 8}, "levels": {4, 5}, "preempt": {"none", "voluntary", "full"}},
 		"6.12":      {"cpus": {1, 2, 8}, "levels": {4, 5}, "preempt": {"none", "voluntary", "full"}},
 		"newest":    {"cpus": {1, 2, 8}, "levels": {4, 5}, "preempt": {"lazy", "full"}},
-		"6.1-rt":    {"cpus": {2, 8}, "levels": {4, 5}, "preempt": {"rt"}},
+		"6.1-rt":    {"cpus": {1, 2, 8}, "levels": {4, 5}, "preempt": {"rt"}},
 	}
 	for kernel, options := range own {
 		for _, set := range []map[string][]any{common, options} {

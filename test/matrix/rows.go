@@ -68,6 +68,7 @@ func Rows() []Row {
 		Row{CPUs: 8, Nodes: 1, PTI: true, Levels: 4, Huge: true, Preempt: "lazy"})
 	add("6.1-rt",
 		Row{CPUs: 2, Nodes: 2, PTI: true, Levels: 5, Huge: true, Preempt: "rt", Fixed: true},
+		Row{CPUs: 1, Nodes: 1, PTI: true, Levels: 4, Huge: false, Preempt: "rt", Fixed: true},
 		Row{CPUs: 8, Nodes: 1, PTI: false, Levels: 4, Huge: false, Preempt: "rt", Fixed: true})
 	return rows
 }
