@@ -29,10 +29,11 @@ type Row struct {
 }
 
 // 1 GiB leaves need a whole gigabyte of RAM and nothing else in its place: QEMU puts
-// two below the place of its devices and what is more above 4 GiB. Modules are code, and break up one or two.
+// two below the place of its devices and what is more above 4 GiB. Modules are code, and break up any gigabyte that they
+// land in: of four, none was left once.
 const (
 	smallMiB = 1024
-	hugeMiB  = 6144
+	hugeMiB  = 10240
 )
 
 // Rows is the matrix: not every combination, for that would take days in guests without
