@@ -7,7 +7,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -130,6 +132,10 @@ func mountRest() error {
 		{"tracefs", "/sys/kernel/tracing", "tracefs", ""},
 		{"bpf", "/sys/fs/bpf", "bpf", ""},
 	} {
+		// A kernel without one of these file systems has no place for it in sysfs.
+		if _, err := os.Stat(m[1]); strings.HasPrefix(m[1], "/sys/") && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err := mount(m[0], m[1], m[2], m[3]); err != nil {
 			return err
 		}
