@@ -122,15 +122,11 @@ func (t *test) commands(ctx context.Context, commands ...string) error {
 
 // state is what abuse must leave as it was.
 type state struct {
-	tables    guest.PageTables
-	directMap string
-	freeKiB   int
+	guest.MemoryState
+	freeKiB int
 }
 
-var (
-	directMapLine = regexp.MustCompile(`(?m)^DirectMap.*$`)
-	availableLine = regexp.MustCompile(`(?m)^MemAvailable: +(\d+) kB$`)
-)
+var availableLine = regexp.MustCompile(`(?m)^MemAvailable: +(\d+) kB$`)
 
 // memorySlackKiB is what a kernel may need more after thousands of processes than before: slab that it has not given back.
 const memorySlackKiB = 24 << 10
@@ -141,17 +137,16 @@ func (t *test) state(ctx context.Context) (s state, err error) {
 	if err := t.commands(ctx, "sync; echo 3 > /proc/sys/vm/drop_caches"); err != nil {
 		return s, err
 	}
-	if s.tables, err = t.guest.SettledPageTables(ctx); err != nil {
+	if s.MemoryState, err = t.guest.SettledMemoryState(ctx); err != nil {
 		return s, err
 	}
 	meminfo, err := t.guest.ReadFile(ctx, "/proc/meminfo")
 	if err != nil {
 		return s, err
 	}
-	s.directMap = strings.Join(directMapLine.FindAllString(string(meminfo), -1), "\n")
 	m := availableLine.FindSubmatch(meminfo)
-	if m == nil || s.directMap == "" {
-		return s, fmt.Errorf("/proc/meminfo lacks lines:\n%s", meminfo)
+	if m == nil {
+		return s, fmt.Errorf("/proc/meminfo does not say what is available:\n%s", meminfo)
 	}
 	s.freeKiB, err = strconv.Atoi(string(m[1]))
 	return s, err
@@ -159,11 +154,8 @@ func (t *test) state(ctx context.Context) (s state, err error) {
 
 func (s state) compare(after state) error {
 	var problems []error
-	if err := s.tables.Compare(after.tables, guest.StableRegions...); err != nil {
+	if err := s.Compare(after.MemoryState); err != nil {
 		problems = append(problems, err)
-	}
-	if s.directMap != after.directMap {
-		problems = append(problems, fmt.Errorf("/proc/meminfo: was\n%s\nis\n%s", s.directMap, after.directMap))
 	}
 	if lost := s.freeKiB - after.freeKiB; lost > memorySlackKiB {
 		problems = append(problems, fmt.Errorf("%d KiB of memory are gone: %d were available, now %d", lost, s.freeKiB, after.freeKiB))

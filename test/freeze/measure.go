@@ -12,11 +12,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"livedump.io/internal/session"
 	"livedump.io/test/guest"
 	"livedump.io/test/trial"
+	"livedump.io/test/workload/provide"
 )
 
 // boot is a guest in which several things are measured.
@@ -54,13 +53,13 @@ var (
 const (
 	module     = "/opt/livedump.ko"
 	freezes    = "/opt/freezes"
-	workload   = "/opt/workload"
 	parameters = "/sys/module/livedump/parameters/"
 )
 
 const (
 	freezesTimeout = 20 * time.Minute
-	workloadWait   = 2 * time.Minute
+	// hurried is a pause of the workload that leaves no CPU idle for long.
+	hurried = 5 * time.Millisecond
 )
 
 func (b boot) measure(ctx context.Context, o options) (runs []Run, err error) {
@@ -74,7 +73,7 @@ func (b boot) measure(ctx context.Context, o options) (runs []Run, err error) {
 		Files: []guest.File{
 			{Path: module, Source: filepath.Join(o.bin, "kmod-instrumented", kernel.Release, "livedump.ko")},
 			{Path: freezes, Source: filepath.Join(o.bin, "freezes")},
-			{Path: workload, Source: filepath.Join(o.bin, "workload")},
+			provide.File(filepath.Join(o.bin, "workload")),
 		},
 	})
 	if err != nil {
@@ -104,11 +103,14 @@ func (p plan) measure(ctx context.Context, g *guest.Guest, base Run) (runs []Run
 	ctx, cancel := context.WithTimeoutCause(ctx, freezesTimeout, fmt.Errorf("no result after %v", freezesTimeout))
 	defer cancel()
 	if p.loaded {
-		end, err := startWorkload(ctx, g)
+		w, err := provide.Start(ctx, g, hurried)
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, end()) }()
+		defer func() {
+			_, failed := w.Stop(ctx)
+			err = errors.Join(err, failed)
+		}()
 	}
 	result, err := g.Run(ctx, freezes, "-tasks", strconv.Itoa(p.tasks),
 		"-methods", fmt.Sprintf("level:%d,eager:%d", p.level, p.eager))
@@ -135,46 +137,4 @@ func (p plan) measure(ctx context.Context, g *guest.Guest, base Run) (runs []Run
 		runs = append(runs, run)
 	}
 	return runs, nil
-}
-
-// startWorkload returns when the workload is at work. end ends it and returns what its own checks found.
-func startWorkload(ctx context.Context, g *guest.Guest) (end func() error, err error) {
-	c := g.Command(workload, "-dir", "/tmp", "-pause", "5ms")
-	said := &firstLine{begun: make(chan struct{})}
-	c.Stdout, c.Stderr = said, said
-	if err := c.Start(ctx); err != nil {
-		return nil, err
-	}
-	select {
-	case <-said.begun:
-	case <-c.Exited():
-		return nil, errors.New("the workload ended at once")
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	return func() error {
-		if err := c.Signal(unix.SIGTERM); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, workloadWait)
-		defer cancel()
-		if err := c.Wait(ctx); err != nil {
-			return fmt.Errorf("the workload's own checks: %w", err)
-		}
-		return nil
-	}, nil
-}
-
-// firstLine tells when something has been written.
-type firstLine struct {
-	begun   chan struct{}
-	written bool
-}
-
-func (f *firstLine) Write(b []byte) (int, error) {
-	if !f.written {
-		f.written = true
-		close(f.begun)
-	}
-	return len(b), nil
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,10 +10,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +18,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
 	"livedump.io/test/trial"
+	"livedump.io/test/workload/provide"
 )
 
 // Paths in the guest.
@@ -30,14 +26,11 @@ const (
 	guestModule    = "/opt/livedump.ko"
 	guestPGTables  = "/opt/livedump_pgtables.ko"
 	guestAgent     = "/opt/livedump-agent"
-	guestWorkload  = "/opt/workload"
 	guestReport    = "/tmp/report.json"
 	guestDevice    = "/dev/vda"
 	moduleSysfs    = "/sys/module/livedump"
 	settleTimeout  = 2 * time.Minute
 	dumpTimeout    = 15 * time.Minute
-	workloadWait   = 2 * time.Minute
-	workloadPause  = 100 * time.Millisecond
 	churnAllowed   = 20
 	diskExtraMiB   = 256
 	reportFileName = "report.json"
@@ -51,9 +44,7 @@ type bench struct {
 	image  string
 	closed bool
 
-	workload  *guest.Cmd
-	said      *tail
-	parkedTID int
+	workload *provide.Workload
 
 	report Report
 	before *judge.Observation
@@ -99,7 +90,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 			{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
 			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
-			{Path: guestWorkload, Source: filepath.Join(o.bin, "workload")},
+			provide.File(filepath.Join(o.bin, "workload")),
 		},
 	})
 	if err != nil {
@@ -113,7 +104,9 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	if _, err := b.guest.Run(ctx, "insmod", guestPGTables); err != nil {
 		return nil, err
 	}
-	return b, b.startWorkload(ctx)
+	trial.Step("start the workload")
+	b.workload, err = provide.Start(ctx, b.guest, provide.Unhurried)
+	return b, err
 }
 
 // close ends the guest and removes the disk. It may be called twice.
@@ -125,142 +118,20 @@ func (b *bench) close() error {
 	return errors.Join(b.guest.Stop(), os.Remove(b.image))
 }
 
-// tail keeps the last line that was written to it, and all of them.
-type tail struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-	// more is closed and made anew when something was written.
-	more chan struct{}
-}
-
-func newTail() *tail { return &tail{more: make(chan struct{})} }
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	close(t.more)
-	t.more = make(chan struct{})
-	return t.text.Write(b)
-}
-
-func (t *tail) read() (string, <-chan struct{}) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String(), t.more
-}
-
-func (t *tail) lastLine() string {
-	text, _ := t.read()
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return lines[len(lines)-1]
-}
-
-// wait returns the first match of an expression in what is written.
-func (t *tail) wait(ctx context.Context, expression *regexp.Regexp) ([]string, error) {
-	for {
-		text, more := t.read()
-		if m := expression.FindStringSubmatch(text); m != nil {
-			return m, nil
-		}
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for %q in %q: %w", expression, text, context.Cause(ctx))
-		}
-	}
-}
-
-var parkedWord = regexp.MustCompile(`(?m)^workload: ok .*\bparked=(\d+)$`)
-
-func (b *bench) startWorkload(ctx context.Context) error {
-	trial.Step("start the workload")
-	b.said = newTail()
-	b.workload = b.guest.Command(guestWorkload, "-dir", "/tmp", "-pause", workloadPause.String())
-	b.workload.Stdout, b.workload.Stderr = b.said, b.said
-	if err := b.workload.Start(ctx); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, workloadWait)
-	defer cancel()
-	m, err := b.said.wait(ctx, parkedWord)
-	if err != nil {
-		return fmt.Errorf("workload: %w", err)
-	}
-	b.parkedTID, err = strconv.Atoi(m[1])
-	return err
-}
-
-// stopWorkload ends the workload and reports what its own checks found.
-func (b *bench) stopWorkload(ctx context.Context) error {
-	if err := b.workload.Signal(unix.SIGTERM); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, workloadWait)
-	defer cancel()
-	err := b.workload.Wait(ctx)
-	b.report.Workload = b.said.lastLine()
-	if err != nil {
-		return fmt.Errorf("the workload's own checks: %w: %s", err, b.report.Workload)
-	}
-	if !strings.HasPrefix(b.report.Workload, "workload: passed") {
-		return fmt.Errorf("the workload ended without a verdict: %q", b.report.Workload)
-	}
-	return nil
-}
-
-// state is what a session must leave as it was.
-type state struct {
-	tables    guest.PageTables
-	directMap string
-}
-
-var directMapLine = regexp.MustCompile(`(?m)^DirectMap.*$`)
-
-func (b *bench) state(ctx context.Context) (state, error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
-	tables, err := b.guest.SettledPageTables(ctx)
-	if err != nil {
-		return state{}, err
-	}
-	meminfo, err := b.guest.ReadFile(ctx, "/proc/meminfo")
-	if err != nil {
-		return state{}, err
-	}
-	lines := directMapLine.FindAllString(string(meminfo), -1)
-	if len(lines) == 0 {
-		return state{}, errors.New("/proc/meminfo has no DirectMap lines")
-	}
-	return state{tables, strings.Join(lines, "\n")}, nil
-}
-
-// compare checks that a session left nothing behind.
-func (s state) compare(other state) error {
-	var problems []error
-	if err := s.tables.Compare(other.tables, guest.StableRegions...); err != nil {
-		problems = append(problems, err)
-	}
-	if s.directMap != other.directMap {
-		problems = append(problems, fmt.Errorf("/proc/meminfo: was\n%s\nis\n%s", s.directMap, other.directMap))
-	}
-	return errors.Join(problems...)
-}
-
 // dump runs the agent once. Its report is returned even if it failed.
 func (b *bench) dump(ctx context.Context, flags ...string) (*engine.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
 	argv := append([]string{guestAgent, "dump", "--device", guestDevice, "--module", guestModule, "--report", guestReport}, flags...)
 	c := b.guest.Command(argv...)
-	said := newTail()
+	said := &guest.Output{}
 	c.Stdout, c.Stderr = said, said
 	runErr := c.Run(ctx)
-	text, _ := said.read()
-	if err := os.WriteFile(filepath.Join(b.o.out, "agent.log"), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(b.o.out, "agent.log"), []byte(said.String()), 0o644); err != nil {
 		return nil, err
 	}
 	if runErr != nil {
-		runErr = fmt.Errorf("%w; the agent's last words: %s", runErr, said.lastLine())
+		runErr = fmt.Errorf("%w; the agent's last words: %s", runErr, said.LastLine())
 	}
 	raw, err := b.guest.ReadFile(ctx, guestReport)
 	if err != nil {

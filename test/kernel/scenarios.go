@@ -31,7 +31,7 @@ func (b *bench) scenarios(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.report.DirectMapLeaves = before.tables.Leaves(guest.RegionDirect)
+	b.report.DirectMapLeaves = before.Tables.Leaves(guest.RegionDirect)
 	if err := b.judgedDump(ctx, before); err != nil {
 		return fmt.Errorf("dump: %w", err)
 	}
@@ -47,14 +47,14 @@ func (b *bench) scenarios(ctx context.Context) error {
 		}
 	}
 	trial.Step("end the workload")
-	if err := b.stopWorkload(ctx); err != nil {
+	if b.report.Workload, err = b.workload.Stop(ctx); err != nil {
 		return err
 	}
 	return b.guest.CheckConsole()
 }
 
 // judgedDump makes the dump that the readers judge afterwards.
-func (b *bench) judgedDump(ctx context.Context, before state) error {
+func (b *bench) judgedDump(ctx context.Context, before guest.MemoryState) error {
 	var err error
 	if b.before, err = judge.Observe(ctx, b.guest); err != nil {
 		return err
@@ -83,14 +83,20 @@ func (b *bench) judgedDump(ctx context.Context, before state) error {
 
 func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") }
 
+func (b *bench) state(ctx context.Context) (guest.MemoryState, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return b.guest.SettledMemoryState(ctx)
+}
+
 // restored compares page tables and DirectMap lines with those of before.
-func (b *bench) restored(ctx context.Context, before state) (bool, error) {
+func (b *bench) restored(ctx context.Context, before guest.MemoryState) (bool, error) {
 	trial.Step("compare page tables")
 	after, err := b.state(ctx)
 	if err != nil {
 		return false, err
 	}
-	if err := before.compare(after); err != nil {
+	if err := before.Compare(after); err != nil {
 		return false, err
 	}
 	return true, nil
@@ -121,7 +127,7 @@ const midDump = 4 << 20
 
 // killed kills a dump process while memory is frozen and pages are being written,
 // and checks that the guest is as before and that the target is not a dump.
-func (b *bench) killed(ctx context.Context, before state) error {
+func (b *bench) killed(ctx context.Context, before guest.MemoryState) error {
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
 	trial.Step("kill the dump process while memory is frozen")
@@ -129,13 +135,13 @@ func (b *bench) killed(ctx context.Context, before state) error {
 		return err
 	}
 	c := b.guest.Command(guestAgent, "dump", "--device", guestDevice, "--module", guestModule, "--keep-module")
-	said := newTail()
+	said := &guest.Output{}
 	c.Stdout, c.Stderr = said, said
 	if err := c.Start(ctx); err != nil {
 		return err
 	}
 	if err := b.waitForBytes(ctx, c, midDump); err != nil {
-		return fmt.Errorf("%w; the agent's last words: %s", err, said.lastLine())
+		return fmt.Errorf("%w; the agent's last words: %s", err, said.LastLine())
 	}
 	if err := c.Kill(); err != nil {
 		return err
@@ -160,7 +166,7 @@ func (b *bench) killed(ctx context.Context, before state) error {
 }
 
 // afterKill makes one more dump: a killed one must not stand in its way.
-func (b *bench) afterKill(ctx context.Context, before state) error {
+func (b *bench) afterKill(ctx context.Context, before guest.MemoryState) error {
 	trial.Step("dump again")
 	r, err := b.dump(ctx, "--keep-module")
 	if err != nil {
@@ -219,7 +225,7 @@ func (b *bench) judge(ctx context.Context) error {
 		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.out, Progress: trial.Step,
 		Expect: judge.Expectation{
 			Before: b.before, After: b.after, Churn: churnAllowed,
-			ParkedTID: b.parkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},
+			ParkedTID: b.workload.ParkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},
 		},
 	})
 }

@@ -12,7 +12,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,8 +20,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -274,13 +273,12 @@ func (m *machine) complete(ctx context.Context, d *dump) error {
 		if string(head) == "KDUMP   " {
 			return nil
 		}
-		text, _ := d.said.read()
 		select {
 		case <-ticker.C:
 		case <-d.cmd.Exited():
-			return fmt.Errorf("the agent ended before the dump was complete: %s", text)
+			return fmt.Errorf("the agent ended before the dump was complete: %s", d.said)
 		case <-ctx.Done():
-			return fmt.Errorf("the dump is not complete: %w; the agent said %s", context.Cause(ctx), text)
+			return fmt.Errorf("the dump is not complete: %w; the agent said %s", context.Cause(ctx), d.said)
 		}
 	}
 }
@@ -337,7 +335,8 @@ func (m *machine) absent(ctx context.Context, before guest.PageTables) error {
 type dump struct {
 	m     *machine
 	cmd   *guest.Cmd
-	said  *output
+	said  *guest.Output
+	log   *os.File
 	input *io.PipeWriter
 }
 
@@ -361,9 +360,10 @@ func (m *machine) startDumpOn(ctx context.Context, mask string, flags ...string)
 	argv = append(argv, append([]string{agent, "dump", "--device", device, "--module", module, "--keep-module",
 		"--report", report}, flags...)...)
 	r, w := io.Pipe()
-	d := &dump{m: m, cmd: m.Command(argv...), said: &output{log: log, more: make(chan struct{})}, input: w}
+	d := &dump{m: m, cmd: m.Command(argv...), said: &guest.Output{}, log: log, input: w}
 	d.cmd.Stdin = r
-	d.cmd.Stdout, d.cmd.Stderr = d.said, d.said
+	both := io.MultiWriter(d.said, log)
+	d.cmd.Stdout, d.cmd.Stderr = both, both
 	return d, d.cmd.Start(ctx)
 }
 
@@ -383,21 +383,8 @@ func (m *machine) erase() error {
 
 // waitFor waits until the agent has come to a step that it pauses at.
 func (d *dump) waitFor(ctx context.Context, step string) error {
-	for {
-		text, more := d.said.read()
-		for _, line := range strings.Split(text, "\n") {
-			if strings.TrimSpace(line) == "paused before "+step {
-				return nil
-			}
-		}
-		select {
-		case <-more:
-		case <-d.cmd.Exited():
-			return fmt.Errorf("the agent ended before %s: %s", step, text)
-		case <-ctx.Done():
-			return fmt.Errorf("the agent does not come to %s: %w; it said %s", step, context.Cause(ctx), text)
-		}
-	}
+	_, err := d.said.Wait(ctx, d.cmd, regexp.MustCompile("(?m)^paused before "+regexp.QuoteMeta(step)+`\s*$`))
+	return err
 }
 
 func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
@@ -406,11 +393,10 @@ func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
 func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
 	d.input.Close()
 	runErr := d.cmd.Wait(ctx)
-	d.said.log.Close()
-	text, _ := d.said.read()
+	d.log.Close()
 	var exit *guest.ExitError
 	if runErr != nil && !errors.As(runErr, &exit) {
-		return nil, fmt.Errorf("%w; the agent said %s", runErr, text)
+		return nil, fmt.Errorf("%w; the agent said %s", runErr, d.said)
 	}
 	raw, err := d.m.ReadFile(ctx, report)
 	if err != nil {
@@ -421,30 +407,7 @@ func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
 		return nil, errors.Join(runErr, err)
 	}
 	if runErr != nil {
-		runErr = fmt.Errorf("%w; the agent said %s", runErr, text)
+		runErr = fmt.Errorf("%w; the agent said %s", runErr, d.said)
 	}
 	return r, runErr
-}
-
-// output keeps what is written, in a file too, and tells who waits for more.
-type output struct {
-	log  *os.File
-	mu   sync.Mutex
-	text bytes.Buffer
-	more chan struct{}
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	close(o.more)
-	o.more = make(chan struct{})
-	o.text.Write(b)
-	return o.log.Write(b)
-}
-
-func (o *output) read() (string, <-chan struct{}) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String(), o.more
 }

@@ -11,15 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
 	"livedump.io/test/trial"
+	"livedump.io/test/workload/provide"
 )
 
 // Paths in the guest. The disk with the tools has a directory for each Debian release, and what
@@ -28,7 +26,6 @@ const (
 	guestModule   = "/opt/livedump.ko"
 	guestPGTables = "/opt/livedump_pgtables.ko"
 	guestAgent    = "/opt/livedump-agent"
-	guestWorkload = "/opt/workload"
 	guestReport   = "/tmp/report.json"
 	guestTarget   = "/dev/vdc"
 	guestTools    = "/tools"
@@ -36,8 +33,6 @@ const (
 	node          = "/dev/livedump-vmcore"
 
 	settleTimeout = 3 * time.Minute
-	workloadWait  = 2 * time.Minute
-	workloadPause = 100 * time.Millisecond
 	sessionWait   = 10 * time.Minute
 	churnAllowed  = 20
 )
@@ -57,9 +52,7 @@ type bench struct {
 	guest   *guest.Guest
 	images  map[string]string // by what they are for
 
-	workload  *guest.Cmd
-	said      *guest.Output
-	parkedTID int
+	workload *provide.Workload
 
 	report   Report
 	versions map[string]string
@@ -104,7 +97,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 			{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
 			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
-			{Path: guestWorkload, Source: filepath.Join(o.bin, "workload")},
+			provide.File(filepath.Join(o.bin, "workload")),
 		},
 	})
 	if err != nil {
@@ -219,78 +212,19 @@ func (b *bench) inChroot(ctx context.Context, release string, argv ...string) (s
 	return said.String(), nil
 }
 
-var parkedWord = regexp.MustCompile(`(?m)^workload: ok .*\bparked=(\d+)$`)
-
-func (b *bench) startWorkload(ctx context.Context) error {
-	trial.Step("start the workload")
-	b.said = &guest.Output{}
-	b.workload = b.guest.Command(guestWorkload, "-dir", "/tmp", "-pause", workloadPause.String())
-	b.workload.Stdout, b.workload.Stderr = b.said, b.said
-	if err := b.workload.Start(ctx); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, workloadWait)
-	defer cancel()
-	m, err := b.said.Wait(ctx, b.workload, parkedWord)
-	if err != nil {
-		return err
-	}
-	b.parkedTID, err = strconv.Atoi(m[1])
-	return err
-}
-
-func (b *bench) stopWorkload(ctx context.Context) error {
-	if err := b.workload.Signal(unix.SIGTERM); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, workloadWait)
-	defer cancel()
-	err := b.workload.Wait(ctx)
-	b.report.Workload = b.said.LastLine()
-	if err != nil {
-		return fmt.Errorf("the workload's own checks: %w: %s", err, b.report.Workload)
-	}
-	if !strings.HasPrefix(b.report.Workload, "workload: passed") {
-		return fmt.Errorf("the workload ended without a verdict: %q", b.report.Workload)
-	}
-	return nil
-}
-
-var directMapLine = regexp.MustCompile(`(?m)^DirectMap.*$`)
-
-// state is what a session must leave as it was.
-type state struct {
-	tables    guest.PageTables
-	directMap string
-}
-
-func (b *bench) state(ctx context.Context) (state, error) {
+func (b *bench) state(ctx context.Context) (guest.MemoryState, error) {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	tables, err := b.guest.SettledPageTables(ctx)
-	if err != nil {
-		return state{}, err
-	}
-	meminfo, err := b.guest.ReadFile(ctx, "/proc/meminfo")
-	if err != nil {
-		return state{}, err
-	}
-	return state{tables, strings.Join(directMapLine.FindAllString(string(meminfo), -1), "\n")}, nil
+	return b.guest.SettledMemoryState(ctx)
 }
 
-func (b *bench) checkRestored(ctx context.Context, before state) error {
+func (b *bench) checkRestored(ctx context.Context, before guest.MemoryState) error {
 	trial.Step("compare page tables")
 	after, err := b.state(ctx)
 	if err != nil {
 		return err
 	}
-	if err := before.tables.Compare(after.tables, guest.StableRegions...); err != nil {
-		return err
-	}
-	if before.directMap == "" || before.directMap != after.directMap {
-		return fmt.Errorf("/proc/meminfo: was\n%s\nis\n%s", before.directMap, after.directMap)
-	}
-	return nil
+	return before.Compare(after)
 }
 
 // agent makes a dump that keeps its pages.

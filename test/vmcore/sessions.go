@@ -21,6 +21,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/judge"
 	"livedump.io/test/trial"
+	"livedump.io/test/workload/provide"
 )
 
 const (
@@ -41,7 +42,8 @@ func (b *bench) sessions(ctx context.Context) error {
 	if err := b.refused(ctx, "without a session", "No data available", "cat", node); err != nil {
 		return err
 	}
-	if err := b.startWorkload(ctx); err != nil {
+	trial.Step("start the workload")
+	if b.workload, err = provide.Start(ctx, b.guest, provide.Unhurried); err != nil {
 		return err
 	}
 	if err := b.tools(ctx); err != nil {
@@ -72,7 +74,7 @@ func (b *bench) sessions(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.stopWorkload(ctx); err != nil {
+	if b.report.Workload, err = b.workload.Stop(ctx); err != nil {
 		return err
 	}
 	if _, err := b.guest.Run(ctx, "rmmod", "livedump"); err != nil {
@@ -97,7 +99,7 @@ func (b *bench) refused(ctx context.Context, when, message string, argv ...strin
 // device into buffers of the kernel, past all page tables, and would differ in the dumps.
 func (b *bench) tools(ctx context.Context) error {
 	var err error
-	b.expect = judge.Expectation{Churn: churnAllowed, ParkedTID: b.parkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"}}
+	b.expect = judge.Expectation{Churn: churnAllowed, ParkedTID: b.workload.ParkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"}}
 	before := b.privileges()
 	first := b.readers[0].Codename
 	for _, r := range b.readers {

@@ -74,7 +74,7 @@ func (b *bench) probeTask(release, when string) task {
 }
 
 func (b *bench) drgn(release, when string) task {
-	t := b.tool(release, when, "drgn", "-q", "-c", node, "-s", guestTools+"/vmlinux", guestTools+"/judge.py", strconv.Itoa(b.parkedTID))
+	t := b.tool(release, when, "drgn", "-q", "-c", node, "-s", guestTools+"/vmlinux", guestTools+"/judge.py", strconv.Itoa(b.workload.ParkedTID))
 	t.check = func(_ context.Context, said string) error { return judge.CheckDrgn(said, b.expect) }
 	return t
 }
@@ -84,7 +84,7 @@ func (b *bench) crash(ctx context.Context, release, when string) (task, error) {
 	if _, err := b.guest.Run(ctx, "mkdir", dir); err != nil {
 		return task{}, err
 	}
-	script := judge.CrashScript(b.parkedTID, dir)
+	script := judge.CrashScript(b.workload.ParkedTID, dir)
 	if err := b.guest.Put(ctx, dir+"/commands", 0o644, strings.NewReader(script)); err != nil {
 		return task{}, err
 	}
