@@ -20,6 +20,6 @@ test-faults-cluster: demo-parts
 	@bin/test/demo -kernel $(KERNEL) -out out/faults-cluster -checks faults -faults '$(FAULTS)'
 
 .PHONY: build-faults
-build-faults: kmod kmod-test build-agent
+build-faults: kmod kmod-test build-agent build-load
 	@hack/install-host-packages dmsetup
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/faults ./test/faults

@@ -106,9 +106,9 @@ func (l Loader) explain(err error, path, release string, info Info) error {
 		return fmt.Errorf("%w: %s: %s (%w)", kind, path, fmt.Sprintf(format, args...), errno)
 	}
 	switch errno {
-	case unix.ENOKEY:
-		return wrap(ErrRejected, "the kernel enforces module signatures and the module is not signed with a key that it trusts")
-	case unix.EKEYREJECTED, unix.EBADMSG, unix.EKEYEXPIRED, unix.EKEYREVOKED, unix.ENOPKG:
+	case unix.ENOKEY, unix.EKEYREJECTED:
+		return wrap(ErrRejected, "the kernel enforces module signatures, and the module has none by a key that it trusts")
+	case unix.EBADMSG, unix.EKEYEXPIRED, unix.EKEYREVOKED, unix.ENOPKG:
 		return wrap(ErrRejected, "the kernel does not accept the module's signature")
 	case unix.EPERM, unix.EACCES:
 		if l.Kernel.ModulesDisabled() {

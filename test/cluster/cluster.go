@@ -70,6 +70,7 @@ type Cluster struct {
 	pki       *authority
 	processes []*process
 	endGuest  context.CancelFunc
+	leaveNode context.CancelFunc
 	// guestServers are those that were started in the guest.
 	guestServers []string
 	progress     func(string, ...any)

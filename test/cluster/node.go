@@ -40,23 +40,54 @@ var nodeModules = []string{
 // startNode boots the guest and starts containerd and the kubelet in it. The
 // kubelet finds the API server by itself, whenever that is ready.
 func (c *Cluster) startNode(ctx context.Context) error {
-	disk := filepath.Join(c.dir, "node-root.img")
 	files, err := c.nodeFiles()
 	if err != nil {
 		return err
 	}
-	if err := guest.BuildDisk(ctx, disk, 8<<10, files); err != nil {
+	if err := guest.BuildDisk(ctx, c.rootDisk(), 8<<10, files); err != nil {
 		return fmt.Errorf("node's root disk: %w", err)
 	}
+	return c.bootNode(ctx, c.options.Console)
+}
+
+func (c *Cluster) rootDisk() string { return filepath.Join(c.dir, "node-root.img") }
+
+// ResetNode resets the node's machine, as a power failure does, and boots it anew. What it had on its root disk is gone too. The console
+// of the new boot goes to a file of its own.
+func (c *Cluster) ResetNode(ctx context.Context, console string) error {
+	if err := c.Guest.CheckConsole(); err != nil {
+		return err
+	}
+	c.leaveNode() // its end is no news
+	if err := c.Guest.Reset(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-c.Guest.Exited(): // QEMU ends when a guest starts anew
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := c.Guest.Stop(); err != nil {
+		return err
+	}
+	c.endGuest()
+	c.guestServers = nil
+	return c.bootNode(ctx, console)
+}
+
+// bootNode boots the guest from its root disk. The parts of it are watched until ctx ends or leaveNode is called.
+func (c *Cluster) bootNode(ctx context.Context, console string) error {
+	ctx, c.leaveNode = context.WithCancel(ctx)
+	var err error
 	// Booting ends with ctx, but once it is up the guest lives until Stop: it has
 	// logs to save.
 	lifetime, end := context.WithCancel(context.WithoutCancel(ctx))
 	c.endGuest = end
 	booted := context.AfterFunc(ctx, end)
 	c.Guest, err = guest.Start(lifetime, guest.Config{
-		Kernel: c.options.Kernel, Dir: filepath.Join(c.dir, "guest"), Console: c.options.Console,
+		Kernel: c.options.Kernel, Dir: filepath.Join(c.dir, "guest"), Console: console,
 		MemoryMiB: c.options.MemoryMiB, CPUs: c.options.CPUs,
-		RootDisk: disk, Disks: c.options.Disks, Modules: nodeModules,
+		RootDisk: c.rootDisk(), Disks: c.options.Disks, Modules: nodeModules,
 		Hostname:    c.options.NodeName,
 		HostForward: []string{"127.0.0.1:" + kubeletPort + ":" + kubeletPort},
 		// The kernel's messages are what is checked for trouble; nothing else goes to the console.

@@ -28,15 +28,17 @@ const (
 
 // Sizes of the node. The target can hold all of its memory.
 const (
-	nodeMemoryMiB  = 2048
-	targetMiB      = 4096
-	smallTargetMiB = 16
-	nodeCPUs       = 2
+	nodeMemoryMiB   = 2048
+	targetMiB       = 4096
+	secondTargetMiB = 4096
+	smallTargetMiB  = 16
+	nodeCPUs        = 2
 )
 
 // Images that are made from this tree; the chart gets the first two as values.
 const (
 	imageTag        = "test"
+	nextTag         = "next" // what an upgrade goes to
 	controllerImage = "livedump.test/livedump-controller"
 	agentImage      = "livedump.test/livedump-agent"
 	workloadImage   = "livedump.test/workload:" + imageTag
@@ -62,8 +64,8 @@ type Options struct {
 type Bench struct {
 	*cluster.Cluster
 	Options Options
-	// Target and SmallTarget are the images of the node's disks /dev/vdb and /dev/vdc.
-	Target, SmallTarget string
+	// Target, SmallTarget and SecondTarget are the images of the node's disks /dev/vdb, /dev/vdc and /dev/vdd.
+	Target, SmallTarget, SecondTarget string
 
 	began  time.Time
 	kernel *guest.Kernel
@@ -99,7 +101,9 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 	}
 	b.Target = filepath.Join(o.State, "target.img")
 	b.SmallTarget = filepath.Join(o.State, "small.img")
-	if err := errors.Join(guest.CreateImage(b.Target, targetMiB), guest.CreateImage(b.SmallTarget, smallTargetMiB)); err != nil {
+	b.SecondTarget = filepath.Join(o.State, "second.img")
+	if err := errors.Join(guest.CreateImage(b.Target, targetMiB), guest.CreateImage(b.SmallTarget, smallTargetMiB),
+		guest.CreateImage(b.SecondTarget, secondTargetMiB)); err != nil {
 		return ctx, err
 	}
 	// The API server finds the kubelet by the node's name, at a forwarded port of the loopback.
@@ -113,6 +117,7 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 		Disks: []guest.Disk{
 			{Image: b.Target, Serial: "livedump-target"},
 			{Image: b.SmallTarget, Serial: "livedump-small"},
+			{Image: b.SecondTarget, Serial: "livedump-second"},
 		},
 		Images: archive, Progress: b.Step,
 		Console: filepath.Join(o.Out, "guest.log"),
@@ -128,6 +133,16 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 func (b *Bench) buildImages() (archive string, err error) {
 	bin := func(name string) string { return filepath.Join(b.Options.Root, "bin", name) }
 	archive = filepath.Join(b.Options.State, "images.tar")
+	agent := func(tag string) image.Image {
+		return image.Image{
+			Reference: agentImage + ":" + tag,
+			Files: map[string]string{
+				"/livedump-agent": bin("livedump-agent"),
+				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": bin("kmod/" + b.kernel.Release + "/livedump.ko"),
+			},
+			Entrypoint: []string{"/livedump-agent"},
+		}
+	}
 	return archive, image.WriteArchive(archive,
 		image.Image{
 			Reference: cluster.PauseImage, User: "65535:65535",
@@ -142,28 +157,26 @@ func (b *Bench) buildImages() (archive string, err error) {
 			Files:      map[string]string{"/livedump-controller": bin("livedump-controller")},
 			Entrypoint: []string{"/livedump-controller"},
 		},
-		image.Image{
-			Reference: agentImage + ":" + imageTag,
-			Files: map[string]string{
-				"/livedump-agent": bin("livedump-agent"),
-				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": bin("kmod/" + b.kernel.Release + "/livedump.ko"),
-			},
-			Entrypoint: []string{"/livedump-agent"},
-		})
+		agent(imageTag), agent(nextTag))
 }
 
 // install installs the chart and waits until the controller is available.
 func (b *Bench) install(ctx context.Context) error {
 	b.Step("installing the chart")
-	_, err := b.Helm(ctx, "install", "livedump", filepath.Join(b.Options.Root, "charts/livedump"),
-		"--namespace="+Namespace, "--create-namespace", "--wait", "--timeout=5m",
-		"--set-string=controller.image.repository="+controllerImage, "--set-string=controller.image.tag="+imageTag,
-		"--set-string=agent.image.repository="+agentImage, "--set-string=agent.image.tag="+imageTag)
-	if err != nil {
+	if err := b.release(ctx, "install", imageTag, "--create-namespace", "--wait", "--timeout=5m"); err != nil {
 		return errors.Join(err, b.describe(Namespace))
 	}
 	b.Step("livedump is installed")
 	return nil
+}
+
+// release installs or upgrades the chart, with the agent's image of a tag.
+func (b *Bench) release(ctx context.Context, verb, agentTag string, more ...string) error {
+	_, err := b.Helm(ctx, append([]string{verb, "livedump", filepath.Join(b.Options.Root, "charts/livedump"),
+		"--namespace=" + Namespace,
+		"--set-string=controller.image.repository=" + controllerImage, "--set-string=controller.image.tag=" + imageTag,
+		"--set-string=agent.image.repository=" + agentImage, "--set-string=agent.image.tag=" + agentTag}, more...)...)
+	return err
 }
 
 // describe says how the pods of a namespace are, for an error message.

@@ -64,7 +64,7 @@ func (b *Bench) demo(ctx context.Context) (err error) {
 	if err := os.WriteFile(filepath.Join(b.Options.Out, "livedump.yaml"), []byte(yaml), 0o644); err != nil {
 		return err
 	}
-	file, err := b.takeDump(ctx, dump, "dump.kdump")
+	file, err := b.takeDump(ctx, dump, b.Target, "dump.kdump")
 	if err != nil {
 		return err
 	}
@@ -118,12 +118,12 @@ func (b *Bench) awaitSample(ctx context.Context) (*livedumpv1alpha1.LiveDump, er
 	return dump, <-waited
 }
 
-// takeDump copies a dump off the disk's image into the output directory and
+// takeDump copies a dump off a disk's image into the output directory and
 // compares it with what the LiveDump says of it.
-func (b *Bench) takeDump(ctx context.Context, dump *livedumpv1alpha1.LiveDump, name string) (file string, err error) {
+func (b *Bench) takeDump(ctx context.Context, dump *livedumpv1alpha1.LiveDump, disk, name string) (file string, err error) {
 	file = filepath.Join(b.Options.Out, name)
 	result := dump.Status.Result
-	sum, err := copyDump(b.Target, file, result.SizeBytes)
+	sum, err := copyDump(disk, file, result.SizeBytes)
 	if err != nil {
 		return "", err
 	}

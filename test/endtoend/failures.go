@@ -67,12 +67,20 @@ func lineWith(message, says string) string {
 }
 
 func (b *Bench) create(ctx context.Context, name, node, claim string) error {
+	return b.createWith(ctx, name, node, claim, nil)
+}
+
+// createWith creates a LiveDump with what more, if it is not nil, makes of its spec.
+func (b *Bench) createWith(ctx context.Context, name, node, claim string, more func(*livedumpv1alpha1.LiveDumpSpec)) error {
 	dump := &livedumpv1alpha1.LiveDump{
 		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name},
 		Spec: livedumpv1alpha1.LiveDumpSpec{
 			NodeName: node,
 			Target:   livedumpv1alpha1.Target{PersistentVolumeClaim: &livedumpv1alpha1.PersistentVolumeClaimTarget{ClaimName: claim}},
 		},
+	}
+	if more != nil {
+		more(&dump.Spec)
 	}
 	if err := b.Client.Create(ctx, dump); err != nil {
 		return fmt.Errorf("create LiveDump %s: %w", name, err)
@@ -182,44 +190,48 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	if err := b.Client.Status().Patch(ctx, node, client.MergeFrom(unpatched)); err != nil {
 		return err
 	}
-	class, block := "dump-disks", corev1.PersistentVolumeBlock
 	small := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(smallTargetMiB<<20, resource.BinarySI)}
 	// Both volumes are the small disk; the second claims to be as big as the target.
 	big := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(targetMiB<<20, resource.BinarySI)}
-	volume := func(name string, capacity corev1.ResourceList, claim string) *corev1.PersistentVolume {
-		return &corev1.PersistentVolume{
-			ObjectMeta: metav1.ObjectMeta{Name: name},
-			Spec: corev1.PersistentVolumeSpec{
-				Capacity: capacity, VolumeMode: &block, StorageClassName: class,
-				AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
-				PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/dev/vdc"}},
-				ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: Namespace, Name: claim},
-				NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-					MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{NodeName}}},
-				}}}},
-			},
-		}
-	}
-	claim := func(name, volume string) *corev1.PersistentVolumeClaim {
-		return &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name},
-			Spec: corev1.PersistentVolumeClaimSpec{
-				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				VolumeMode:  &block, StorageClassName: &class, VolumeName: volume,
-				Resources: corev1.VolumeResourceRequirements{Requests: small},
-			},
-		}
-	}
 	for _, object := range []client.Object{
-		volume("node-1-small-disk", small, "small-claim"), claim("small-claim", "node-1-small-disk"),
-		volume("node-1-false-disk", big, "false-claim"), claim("false-claim", "node-1-false-disk"),
+		localVolume("node-1-small-disk", "/dev/vdc", small, "small-claim"), blockClaim("small-claim", "node-1-small-disk", small),
+		localVolume("node-1-false-disk", "/dev/vdc", big, "false-claim"), blockClaim("false-claim", "node-1-false-disk", small),
 	} {
 		if err := b.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %s: %w", object.GetName(), err)
 		}
 	}
 	return nil
+}
+
+var diskClass, blockMode = "dump-disks", corev1.PersistentVolumeBlock
+
+// localVolume is a disk of the node, for one claim.
+func localVolume(name, device string, capacity corev1.ResourceList, claim string) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: capacity, VolumeMode: &blockMode, StorageClassName: diskClass,
+			AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: device}},
+			ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: Namespace, Name: claim},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{NodeName}}},
+			}}}},
+		},
+	}
+}
+
+func blockClaim(name, volume string, request corev1.ResourceList) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			VolumeMode:  &blockMode, StorageClassName: &diskClass, VolumeName: volume,
+			Resources: corev1.VolumeResourceRequirements{Requests: request},
+		},
+	}
 }
 
 // useClaim runs a pod that has a block claim attached.
@@ -310,7 +322,7 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 	if !strings.Contains(captured.Message, "taken over") {
 		return fmt.Errorf("the LiveDump does not say that another agent went on with it: %s", captured.Message)
 	}
-	if _, err := b.takeDump(ctx, dump, "agent-killed.kdump"); err != nil {
+	if _, err := b.takeDump(ctx, dump, b.Target, "agent-killed.kdump"); err != nil {
 		return err
 	}
 	if err := b.AwaitCleanNode(ctx); err != nil {
@@ -333,7 +345,7 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
-	if _, err := b.takeDump(ctx, dump, "after-kill.kdump"); err != nil {
+	if _, err := b.takeDump(ctx, dump, b.Target, "after-kill.kdump"); err != nil {
 		return err
 	}
 	return errors.Join(b.AwaitCleanNode(ctx), b.EndWorkload(ctx))

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,22 +28,57 @@ import (
 // fault is something that happens to the cluster while pages are being written.
 type fault struct {
 	name     string
-	expected string // reason of Succeeded; empty: the LiveDump is gone
+	expected string // reason of Succeeded, or gone
+	spec     func(*livedumpv1alpha1.LiveDumpSpec)
 	happen   func(b *Bench, ctx context.Context, dump *livedumpv1alpha1.LiveDump) error
+	// after, if not nil, looks at more when the LiveDump has ended, and puts back what happen has changed.
+	after func(b *Bench, ctx context.Context, ended *livedumpv1alpha1.LiveDump) error
+	// reboots: the node is another boot afterwards, whose page tables are looked at from then on.
+	reboots bool
+	// takenOver: another agent has to have gone on with the dump.
+	takenOver bool
 }
 
 const (
 	apiAway = 60 * time.Second
 	gone    = "deleted"
+	// shortTimeout is over before a dump without compression is written.
+	shortTimeout = 60
+	secondClaim  = "second-target"
+	secondDump   = "fault-second"
 )
 
 var clusterFaults = []fault{
-	{"cluster: agent killed", livedumpv1alpha1.ReasonComplete, (*Bench).killAgent},
-	{"cluster: agent's pod deleted (upgrade)", livedumpv1alpha1.ReasonComplete, (*Bench).deleteAgentPod},
-	{"cluster: API server away for 60 s", livedumpv1alpha1.ReasonComplete, (*Bench).apiServerAway},
-	{"cluster: holder evicted", livedumpv1alpha1.ReasonComplete, (*Bench).evictHolder},
-	{"cluster: canceled", livedumpv1alpha1.ReasonCanceled, (*Bench).cancelDump},
-	{"cluster: LiveDump deleted", gone, (*Bench).deleteDump},
+	{name: "cluster: agent killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killAgent, takenOver: true},
+	{name: "cluster: agent's image upgraded, pod deleted", expected: livedumpv1alpha1.ReasonComplete,
+		spec: slowly("1536Ki"), happen: (*Bench).upgradeAndDelete, after: (*Bench).afterUpgrade, takenOver: true},
+	{name: "cluster: agent's image upgraded by a rollout", expected: livedumpv1alpha1.ReasonComplete,
+		spec: slowly("1536Ki"), happen: (*Bench).rollOut, after: (*Bench).afterUpgrade, takenOver: true},
+	{name: "cluster: controller killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killController},
+	{name: "cluster: API server away for 60 s", expected: livedumpv1alpha1.ReasonComplete, spec: slowly("2Mi"), happen: (*Bench).apiServerAway},
+	{name: "cluster: holder evicted", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).evictHolder},
+	{name: "cluster: another LiveDump for the node", expected: livedumpv1alpha1.ReasonComplete,
+		happen: (*Bench).anotherDump, after: (*Bench).otherDumpWaited},
+	{name: "cluster: node's clock set back an hour", expected: livedumpv1alpha1.ReasonComplete,
+		happen: (*Bench).setClockBack, after: (*Bench).setClockRight},
+	{name: "cluster: node reset", expected: livedumpv1alpha1.ReasonNodeRebooted, happen: (*Bench).resetNode, reboots: true},
+	{name: "cluster: time is up", expected: livedumpv1alpha1.ReasonDeadlineExceeded, spec: shortTime, happen: (*Bench).nothing},
+	{name: "cluster: canceled", expected: livedumpv1alpha1.ReasonCanceled, spec: slowly("2Mi"), happen: (*Bench).cancelDump},
+	{name: "cluster: LiveDump deleted", expected: gone, spec: slowly("2Mi"), happen: (*Bench).deleteDump},
+}
+
+// slowly makes writing take a minute and more, for what has to happen meanwhile.
+func slowly(bandwidth string) func(*livedumpv1alpha1.LiveDumpSpec) {
+	return func(spec *livedumpv1alpha1.LiveDumpSpec) {
+		limit := resource.MustParse(bandwidth)
+		spec.Limits = &livedumpv1alpha1.Limits{Bandwidth: &limit}
+		spec.Compression = livedumpv1alpha1.CompressionNone
+	}
+}
+
+func shortTime(spec *livedumpv1alpha1.LiveDumpSpec) {
+	slowly("1Mi")(spec)
+	spec.TimeoutSeconds = shortTimeout
 }
 
 // faults lets one after the other happen in the middle of a dump. The next LiveDump shows that the one before
@@ -85,7 +123,7 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	if err != nil {
 		return row, err
 	}
-	if err := b.create(ctx, name, NodeName, ClaimName); err != nil {
+	if err := b.createWith(ctx, name, NodeName, ClaimName, f.spec); err != nil {
 		return row, err
 	}
 	var dump *livedumpv1alpha1.LiveDump
@@ -100,6 +138,11 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	}
 	if err := f.happen(b, ctx, dump); err != nil {
 		return row, err
+	}
+	if f.reboots {
+		if before, err = b.PageTables(ctx); err != nil {
+			return row, err
+		}
 	}
 	if f.expected == gone {
 		if err := b.awaitGone(ctx, name); err != nil {
@@ -122,11 +165,20 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 		if err := ExpectSucceeded(dump); err != nil {
 			return row, err
 		}
-		if _, err := b.takeDump(ctx, dump, name+".kdump"); err != nil {
+		if _, err := b.takeDump(ctx, dump, b.Target, name+".kdump"); err != nil {
 			return row, err
+		}
+		captured := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionCaptured)
+		if f.takenOver != strings.Contains(captured.Message, "taken over") {
+			return row, fmt.Errorf("taken over by another agent: want %v, but: %s", f.takenOver, captured.Message)
 		}
 	} else if err := b.expectNoDump(ctx, b.Target); err != nil {
 		return row, err
+	}
+	if f.after != nil {
+		if err := f.after(b, ctx, dump); err != nil {
+			return row, err
+		}
 	}
 	if err := b.AwaitCleanNode(ctx); err != nil {
 		return row, err
@@ -153,21 +205,89 @@ func (b *Bench) killAgent(ctx context.Context, _ *livedumpv1alpha1.LiveDump) err
 	return err
 }
 
-// deleteAgentPod is what an upgrade of the DaemonSet does to a node.
-func (b *Bench) deleteAgentPod(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+func (b *Bench) agentPod(ctx context.Context) (*corev1.Pod, error) {
 	var pods corev1.PodList
 	if err := b.Client.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{"app.kubernetes.io/component": "agent"}); err != nil {
-		return err
+		return nil, err
 	}
 	for i := range pods.Items {
-		if err := b.Client.Delete(ctx, &pods.Items[i]); err != nil {
-			return err
+		if pods.Items[i].DeletionTimestamp == nil {
+			return &pods.Items[i], nil
 		}
 	}
-	if len(pods.Items) == 0 {
-		return errors.New("there is no agent's pod")
+	return nil, errors.New("there is no agent's pod")
+}
+
+// upgradeAndDelete upgrades the release, which leaves the agent alone (the chart's strategy is OnDelete), and then deletes the agent's
+// pod as an administrator would who does not want to wait. The agent has less than its grace period from then on.
+func (b *Bench) upgradeAndDelete(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	old, err := b.agentPod(ctx)
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := b.release(ctx, "upgrade", nextTag); err != nil {
+		return err
+	}
+	now, err := b.agentPod(ctx)
+	if err != nil {
+		return err
+	}
+	if now.UID != old.UID {
+		return errors.New("the upgrade replaced the agent's pod, though the chart's strategy is OnDelete")
+	}
+	if err := b.stillFrozen(ctx); err != nil {
+		return err
+	}
+	b.Step("  upgraded; deleting the agent's pod")
+	if err := b.Client.Delete(ctx, old); err != nil {
+		return err
+	}
+	return b.awaitAgentOf(ctx, nextTag)
+}
+
+// rollOut upgrades the release with the other strategy, by which the DaemonSet's controller replaces the agent's pod itself.
+func (b *Bench) rollOut(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	if err := b.release(ctx, "upgrade", nextTag, "--set=agent.updateStrategy.type=RollingUpdate"); err != nil {
+		return err
+	}
+	b.Step("  upgraded; the DaemonSet rolls out")
+	return b.awaitAgentOf(ctx, nextTag)
+}
+
+// awaitAgentOf returns when the node's agent has the image of a tag.
+func (b *Bench) awaitAgentOf(ctx context.Context, tag string) error {
+	return cluster.Poll(ctx, "an agent of the image "+tag, 5*time.Minute, func(ctx context.Context) (bool, string, error) {
+		pod, err := b.agentPod(ctx)
+		if err != nil {
+			return false, err.Error(), nil
+		}
+		image := pod.Spec.Containers[0].Image
+		return strings.HasSuffix(image, ":"+tag) && pod.Status.Phase == corev1.PodRunning, fmt.Sprintf("pod %s of %s is %s", pod.Name, image, pod.Status.Phase), nil
+	})
+}
+
+func (b *Bench) afterUpgrade(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	return b.release(ctx, "upgrade", imageTag)
+}
+
+// stillFrozen is an error if the dump is over, so that what happens would happen to none.
+func (b *Bench) stillFrozen(ctx context.Context) error {
+	state, err := b.Guest.ReadFile(ctx, "/sys/class/misc/livedump/state")
+	if err == nil && strings.TrimSpace(string(state)) != "frozen" {
+		err = fmt.Errorf("memory is not frozen any more (%s)", strings.TrimSpace(string(state)))
+	}
+	return err
+}
+
+func (b *Bench) killController(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	var pods corev1.PodList
+	if err := b.Client.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
+		return err
+	}
+	if len(pods.Items) != 1 {
+		return fmt.Errorf("%d pods of the controller", len(pods.Items))
+	}
+	return b.Client.Delete(ctx, &pods.Items[0], client.GracePeriodSeconds(0))
 }
 
 func (b *Bench) apiServerAway(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
@@ -181,7 +301,7 @@ func (b *Bench) apiServerAway(ctx context.Context, _ *livedumpv1alpha1.LiveDump)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return nil
+	return b.stillFrozen(ctx)
 }
 
 func (b *Bench) evictHolder(ctx context.Context, dump *livedumpv1alpha1.LiveDump) error {
@@ -191,11 +311,69 @@ func (b *Bench) evictHolder(ctx context.Context, dump *livedumpv1alpha1.LiveDump
 	}
 	for i := range pods.Items {
 		if pod := &pods.Items[i]; metav1.IsControlledBy(pod, dump) {
-			return b.Client.Delete(ctx, pod, client.GracePeriodSeconds(1))
+			return b.Client.SubResource("eviction").Create(ctx, pod, &policyv1.Eviction{})
 		}
 	}
 	return errors.New("there is no holder")
 }
+
+// anotherDump creates a LiveDump of the same node, with a target of its own.
+func (b *Bench) anotherDump(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	size := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(secondTargetMiB<<20, resource.BinarySI)}
+	for _, object := range []client.Object{
+		localVolume("node-1-second-disk", "/dev/vdd", size, secondClaim), blockClaim(secondClaim, "node-1-second-disk", size),
+	} {
+		if err := client.IgnoreAlreadyExists(b.Client.Create(ctx, object)); err != nil {
+			return err
+		}
+	}
+	if err := b.create(ctx, secondDump, NodeName, secondClaim); err != nil {
+		return err
+	}
+	return b.Follow(ctx, secondDump, "its place in line", func(d *livedumpv1alpha1.LiveDump) (bool, error) {
+		if d.Status.StartTime != nil {
+			return false, fmt.Errorf("two LiveDumps of the node run: %s", summary(d))
+		}
+		c := apimeta.FindStatusCondition(d.Status.Conditions, livedumpv1alpha1.ConditionAccepted)
+		return c != nil && c.Reason == livedumpv1alpha1.ReasonWaitingInLine && d.Status.PlaceInLine == 1, nil
+	})
+}
+
+// otherDumpWaited: the other LiveDump began after the end of this one, and was carried out too.
+func (b *Bench) otherDumpWaited(ctx context.Context, first *livedumpv1alpha1.LiveDump) error {
+	second, err := b.AwaitEnd(ctx, secondDump)
+	if err != nil {
+		return err
+	}
+	if err := ExpectSucceeded(second); err != nil {
+		return err
+	}
+	if second.Status.StartTime.Before(first.Status.CompletionTime) {
+		return fmt.Errorf("LiveDump %s began at %s, before the end of %s at %s", second.Name, second.Status.StartTime, first.Name, first.Status.CompletionTime)
+	}
+	_, err = b.takeDump(ctx, second, b.SecondTarget, secondDump+".kdump")
+	return err
+}
+
+func (b *Bench) setClockBack(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	_, err := b.Guest.Run(ctx, "sh", "-ec", `date -s "@$(( $(date +%s) - 3600 ))"`)
+	return err
+}
+
+func (b *Bench) setClockRight(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	_, err := b.Guest.Run(ctx, "sh", "-ec", `date -s "@$(( $(date +%s) + 3600 ))"`)
+	return err
+}
+
+func (b *Bench) resetNode(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	if err := b.stillFrozen(ctx); err != nil {
+		return err
+	}
+	b.Step("  resetting the node")
+	return b.ResetNode(ctx, filepath.Join(b.Options.Out, "guest-after-reset.log"))
+}
+
+func (b *Bench) nothing(context.Context, *livedumpv1alpha1.LiveDump) error { return nil }
 
 func (b *Bench) cancelDump(ctx context.Context, dump *livedumpv1alpha1.LiveDump) error {
 	_, err := b.Kubectl(ctx, nil, "--namespace="+Namespace, "patch", "livedump", dump.Name, "--type=merge", `--patch={"spec":{"desiredState":"Cancel"}}`)

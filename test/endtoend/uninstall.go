@@ -107,7 +107,7 @@ func (b *Bench) stuckKubelet(ctx context.Context) (err error) {
 	if c := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionTargetReady); c == nil || c.Reason != livedumpv1alpha1.ReasonAttachedDirectly {
 		return fmt.Errorf("LiveDump %s did not take the direct way: %+v", name, c)
 	}
-	if _, err := b.takeDump(ctx, dump, name+".kdump"); err != nil {
+	if _, err := b.takeDump(ctx, dump, b.Target, name+".kdump"); err != nil {
 		return err
 	}
 	if err := resume(); err != nil {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"livedump.io/test/guest"
 	"livedump.io/test/guestdump"
 	"livedump.io/test/load/provide"
+	"livedump.io/test/pagetables"
 	"livedump.io/test/trial"
 )
 
@@ -29,12 +31,14 @@ import (
 const (
 	guestPGTables = "/opt/livedump_pgtables.ko"
 	guestDisk     = "/dev/vda"
-	guestReport   = "/tmp/report.json"
-	guestDieAt    = "/tmp/die-at"
-	mapped        = "target" // the device-mapper device above the disk
-	settleTimeout = 3 * time.Minute
-	faultTimeout  = 8 * time.Minute
-	diskExtraMiB  = 256
+	// guestOtherBuild is the module with another srcversion.
+	guestOtherBuild = "/opt/livedump-other.ko"
+	guestReport     = "/tmp/report.json"
+	guestDieAt      = "/tmp/die-at"
+	mapped          = "target" // the device-mapper device above the disk
+	settleTimeout   = 3 * time.Minute
+	faultTimeout    = 8 * time.Minute
+	diskExtraMiB    = 256
 	// slowly is a limit for writing, so that there is time to let something go wrong.
 	slowly = "--bandwidth=4194304"
 	// midDump is how much is on the disk when something goes wrong in the middle.
@@ -68,13 +72,19 @@ func (b *bench) boot(ctx context.Context) error {
 	o := b.o
 	trial.Step("boot kernel %s with %d MiB and %d CPUs", b.kernel.Release, o.memoryMiB, o.cpus)
 	module := func(dir, name string) string { return filepath.Join(o.bin, dir, b.kernel.Release, name) }
-	var err error
-	b.guest, err = guest.Start(ctx, guest.Config{
+	other, err := otherSources(module("kmod", "livedump.ko"))
+	if err != nil {
+		return err
+	}
+	// It lives until close, also if it is booted in the middle of one fault.
+	b.guest, err = guest.Start(context.WithoutCancel(ctx), guest.Config{
 		Kernel: b.kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
-		Hostname: "livedump-guest", Modules: []string{"dm_mod"},
+		Hostname: "livedump-guest", Modules: []string{"dm_mod", "dm_flakey"},
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
 		Files: append(append(guestdump.Files(module("kmod", "livedump.ko"), filepath.Join(o.bin, "livedump-agent")),
-			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")}), b.tools...),
+			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
+			guest.File{Path: guestOtherBuild, Data: other},
+			guest.File{Path: provide.Program, Source: filepath.Join(o.bin, "load"), Mode: 0o755}), b.tools...),
 	})
 	if err != nil {
 		return err
@@ -85,6 +95,26 @@ func (b *bench) boot(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// otherSources is the module with another srcversion, as if it had been built from other sources.
+func otherSources(file string) ([]byte, error) {
+	ko, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	key := []byte("\x00srcversion=")
+	at := bytes.Index(ko, key)
+	if at < 0 || bytes.Count(ko, key) != 1 {
+		return nil, fmt.Errorf("%s has no srcversion", file)
+	}
+	at += len(key)
+	if ko[at] == '0' {
+		ko[at] = '1'
+	} else {
+		ko[at] = '0'
+	}
+	return ko, nil
 }
 
 func (b *bench) close() error { return errors.Join(b.guest.Stop(), os.Remove(b.image)) }
@@ -103,11 +133,12 @@ func (b *bench) fault(ctx context.Context, f fault) (row faultrow.Row, err error
 	if err := b.erase(); err != nil {
 		return row, err
 	}
+	trial.Step("%s", f.name)
 	before, err := b.tables(ctx)
 	if err != nil {
 		return row, err
 	}
-	d := &attempt{b: b, device: guestDisk, session: uuid.NewString()}
+	d := &attempt{b: b, device: guestDisk, moduleFile: guestdump.Module, session: uuid.NewString(), before: before}
 	outcome, runErr := f.run(ctx, d)
 	if ctx.Err() != nil {
 		return row, errors.Join(context.Cause(ctx), runErr)
@@ -128,23 +159,27 @@ func (b *bench) fault(ctx context.Context, f fault) (row faultrow.Row, err error
 	} else if row.Header == faultrow.HeaderDump {
 		problems = append(problems, errors.New("the target looks like a dump"))
 	}
-	if f.reboots { // other page tables
-		row.TablesEqual = true
-		_, err = b.tables(ctx)
-	} else {
-		var after guest.PageTables
-		if after, err = b.tables(ctx); err == nil {
-			compared := before.Compare(after, guest.StableRegions...)
-			row.TablesEqual = compared == nil
-			problems = append(problems, compared)
-		}
+	if f.check != nil && d.report != nil {
+		problems = append(problems, f.check(d.report))
 	}
+	after, err := b.tables(ctx)
 	if err != nil {
 		return row, err
 	}
+	var compared error
+	if f.loads {
+		_, compared = pagetables.CompareLive(d.before, after)
+	} else {
+		compared = d.before.Compare(after, guest.StableRegions...)
+	}
+	row.TablesEqual = compared == nil
+	problems = append(problems, compared)
+	if f.after != nil {
+		problems = append(problems, f.after(ctx, d))
+	}
 	if outcome != v1alpha1.ReasonComplete {
 		// The next one must succeed.
-		next := &attempt{b: b, device: guestDisk, session: uuid.NewString()}
+		next := &attempt{b: b, device: guestDisk, moduleFile: guestdump.Module, session: uuid.NewString()}
 		said, err := next.dump(ctx)
 		if err == nil && said != v1alpha1.ReasonComplete {
 			err = fmt.Errorf("the next dump: %s", said)
@@ -173,16 +208,22 @@ func (b *bench) erase() error {
 
 // attempt is one LiveDump, as it were: what one process after the other makes of one session.
 type attempt struct {
-	b       *bench
-	device  string
-	session string
-	begun   bool
-	report  *engine.Report
+	b          *bench
+	device     string
+	moduleFile string // empty: the agent looks for one
+	session    string
+	begun      bool
+	report     *engine.Report
+	// before are the page tables that those of afterwards are compared with.
+	before guest.PageTables
 }
 
 func (d *attempt) argv(flags ...string) []string {
-	argv := []string{guestdump.Agent, "dump", "--device", d.device, "--module", guestdump.Module, "--keep-module", "--session", d.session,
+	argv := []string{guestdump.Agent, "dump", "--device", d.device, "--keep-module", "--session", d.session,
 		"--takeover-grace=5m", "--report", guestReport}
+	if d.moduleFile != "" {
+		argv = append(argv, "--module", d.moduleFile)
+	}
 	if d.begun {
 		argv = append(argv, "--resume")
 	}
@@ -192,6 +233,9 @@ func (d *attempt) argv(flags ...string) []string {
 
 // dump runs a process to its end, and says how it ended: Complete, or a reason.
 func (d *attempt) dump(ctx context.Context, flags ...string) (string, error) {
+	if err := d.forget(ctx); err != nil {
+		return "", err
+	}
 	c := d.b.guest.Command(d.argv(flags...)...)
 	return d.outcome(ctx, c.Run(ctx))
 }
@@ -234,6 +278,9 @@ func (d *attempt) dieAt(ctx context.Context, point engine.Step) error {
 
 // during starts a dump that takes its time, does something when a part of it is on the disk, and waits for its end.
 func (d *attempt) during(ctx context.Context, do func(*guest.Cmd) error) (string, error) {
+	if err := d.forget(ctx); err != nil {
+		return "", err
+	}
 	written, err := d.written(ctx)
 	if err != nil {
 		return "", err
@@ -252,6 +299,9 @@ func (d *attempt) during(ctx context.Context, do func(*guest.Cmd) error) (string
 		}
 		select {
 		case <-time.After(200 * time.Millisecond):
+		case <-c.Exited():
+			said, err := d.outcome(ctx, c.Wait(ctx))
+			return "", errors.Join(fmt.Errorf("the dump ended (%s) before anything could go wrong", said), err)
 		case <-ctx.Done():
 			return "", errors.Join(context.Cause(ctx), c.Kill())
 		}
@@ -261,6 +311,9 @@ func (d *attempt) during(ctx context.Context, do func(*guest.Cmd) error) (string
 	}
 	return d.outcome(ctx, c.Wait(ctx))
 }
+
+// forget removes the report of the process before.
+func (d *attempt) forget(ctx context.Context) error { return d.sh(ctx, "rm -f "+guestReport) }
 
 // written is how many bytes were written to the disk since it is there.
 func (d *attempt) written(ctx context.Context) (int64, error) {
