@@ -23,6 +23,7 @@ import (
 	"livedump.io/internal/session"
 	"livedump.io/node-agent/engine"
 	"livedump.io/test/guest"
+	"livedump.io/test/guestdump"
 	"livedump.io/test/load/provide"
 	"livedump.io/test/pagetables"
 	"livedump.io/test/trial"
@@ -259,6 +260,9 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 	if err := json.Unmarshal(raw, &report); err != nil {
 		return fmt.Errorf("the agent's report: %w", err)
 	}
+	if err := errors.Join(b.expectTakenOver(&report), guestdump.Verify(ctx, b.image, &report)); err != nil {
+		return err
+	}
 	run.Faults, run.Copies = report.Faults, report.Copies
 	run.DMAPages, run.DMADevices, run.DMADevicesUnknown = report.DMAPages, report.DMADevices, report.DMADevicesUnknown
 	if run.DMA, err = b.dmaPages(ctx); err != nil {
@@ -293,6 +297,14 @@ func (b *bench) takenOver(argv []string) []string {
 	return append([]string{"sh", "-c", `echo "$0" >/tmp/die-at; s=` + uuid.NewString() + `
 		"$@" --session $s --takeover-grace 10m --die-at /tmp/die-at; [ $? = 137 ] || exit 99
 		exec "$@" --session $s --resume`, b.o.kill}, argv...)
+}
+
+// expectTakenOver is an error if one process has made the dump, though two were to.
+func (b *bench) expectTakenOver(r *engine.Report) error {
+	if b.o.kill != "" && r.Takeovers == 0 {
+		return fmt.Errorf("nothing was taken over from the process that died at %s", b.o.kill)
+	}
+	return nil
 }
 
 // records are copied to a file first: a file of debugfs has no size.
