@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"livedump.io/api/v1alpha1"
@@ -128,45 +129,81 @@ func (c *scaleCluster) createDumps(ctx context.Context, o options) error {
 }
 
 // awaitConverged waits until all LiveDumps have ended and hold on to nothing any more: no finalizer, no holder, no
-// label on a node. It returns how many ended with which reason.
+// label on a node. It returns how many ended with which reason. What is counted comes by a watch, for to list thousands again and
+// again would be a good part of what is measured; the last word is the API server's.
 func (c *scaleCluster) awaitConverged(ctx context.Context, livedumps int) (map[string]int, error) {
-	var outcomes map[string]int
+	watched, err := cache.New(c.config, cache.Options{Scheme: c.scheme, DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultNamespaces: map[string]cache.Config{dumpNamespace: {}}})
+	if err != nil {
+		return nil, err
+	}
+	watchCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { _ = watched.Start(watchCtx) }() // it ends with the context only
 	said := time.Now()
 	for {
-		outcomes = map[string]int{}
-		ended, held, pods, labelled := 0, 0, 0, 0
-		list := &v1alpha1.LiveDumpList{}
-		holders, nodes := &metav1.PartialObjectMetadataList{}, &metav1.PartialObjectMetadataList{}
-		holders.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-		nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
-		if err := errors.Join(c.admin.List(ctx, list, client.InNamespace(dumpNamespace)), c.admin.List(ctx, holders, client.InNamespace(dumpNamespace)),
-			c.admin.List(ctx, nodes, client.HasLabels{controllers.AgentLabel})); err != nil && ctx.Err() == nil {
+		seen, err := c.count(ctx, watched)
+		if err == nil && seen.converged(livedumps) {
+			if seen, err = c.count(ctx, c.admin); err == nil && seen.converged(livedumps) {
+				say("%s", seen)
+				return seen.outcomes, nil
+			}
+		}
+		if err != nil && ctx.Err() == nil {
 			return nil, err
 		}
-		for i := range list.Items {
-			succeeded := meta.FindStatusCondition(list.Items[i].Status.Conditions, v1alpha1.ConditionSucceeded)
-			if succeeded != nil && succeeded.Status != metav1.ConditionUnknown {
-				ended++
-				outcomes[succeeded.Reason]++
-			}
-			if len(list.Items[i].Finalizers) > 0 {
-				held++
-			}
-		}
-		pods, labelled = len(holders.Items), len(nodes.Items)
-		state := fmt.Sprintf("%d of %d ended, %d finalizers, %d holders, %d nodes with the label", ended, livedumps, held, pods, labelled)
-		if ended == livedumps && held == 0 && pods == 0 && labelled == 0 {
-			say("%s", state)
-			return outcomes, nil
-		}
 		if time.Since(said) > 20*time.Second {
-			say("%s", state)
+			say("%s", seen)
 			said = time.Now()
 		}
 		select {
 		case <-ctx.Done():
-			return outcomes, fmt.Errorf("%w: %s", context.Cause(ctx), state)
-		case <-time.After(2 * time.Second):
+			return seen.outcomes, fmt.Errorf("%w: %s", context.Cause(ctx), seen)
+		case <-time.After(time.Second):
 		}
 	}
+}
+
+// state is how far the cluster has come.
+type state struct {
+	outcomes                               map[string]int // of the LiveDumps that have ended, by reason
+	livedumps, finalizers, holders, labels int
+}
+
+func (s state) ended() (n int) {
+	for _, of := range s.outcomes {
+		n += of
+	}
+	return n
+}
+
+func (s state) converged(livedumps int) bool {
+	return s.ended() == livedumps && s.finalizers == 0 && s.holders == 0 && s.labels == 0
+}
+
+func (s state) String() string {
+	return fmt.Sprintf("%d of %d ended, %d finalizers, %d holders, %d nodes with the label", s.ended(), s.livedumps, s.finalizers, s.holders, s.labels)
+}
+
+func (c *scaleCluster) count(ctx context.Context, reader client.Reader) (state, error) {
+	s := state{outcomes: map[string]int{}}
+	dumps := &v1alpha1.LiveDumpList{}
+	holders, nodes := &metav1.PartialObjectMetadataList{}, &metav1.PartialObjectMetadataList{}
+	holders.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
+	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
+	if err := errors.Join(reader.List(ctx, dumps, client.InNamespace(dumpNamespace), client.UnsafeDisableDeepCopy),
+		reader.List(ctx, holders, client.InNamespace(dumpNamespace)), reader.List(ctx, nodes, client.HasLabels{controllers.AgentLabel})); err != nil {
+		return s, err
+	}
+	s.livedumps, s.holders, s.labels = len(dumps.Items), len(holders.Items), len(nodes.Items)
+	for i := range dumps.Items {
+		succeeded := meta.FindStatusCondition(dumps.Items[i].Status.Conditions, v1alpha1.ConditionSucceeded)
+		if succeeded != nil && succeeded.Status != metav1.ConditionUnknown {
+			s.outcomes[succeeded.Reason]++
+		}
+		if len(dumps.Items[i].Finalizers) > 0 {
+			s.finalizers++
+		}
+	}
+	return s, nil
 }
