@@ -56,6 +56,9 @@ func keep(level int, c kdump.Class, zero bool) bool {
 
 var zeroPage [kdump.PageSize]byte
 
+// indexPages are 16 GiB: where a dump is converted nobody counts the memory as on a node, and what does not fit is sorted twice.
+const indexPages = 4 << 20
+
 // Run writes the source's pages as a dump to the file path.
 func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summary, err error) {
 	if o.Workers == 0 {
@@ -79,7 +82,8 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 		return sum, err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	w, err := format.NewWriter(out, o.Format, meta, kdump.Options{Codec: o.Codec, Level: o.Level, Workers: o.Workers, NoReadBack: !o.Verify})
+	w, err := format.NewWriter(out, o.Format, meta, kdump.Options{Codec: o.Codec, Level: o.Level, Workers: o.Workers, NoReadBack: !o.Verify,
+		IndexPages: indexPages})
 	if err != nil {
 		return sum, err
 	}

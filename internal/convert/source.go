@@ -130,7 +130,7 @@ func openCore(path string) (*Source, error) {
 	}
 	s.each = func(ctx context.Context, workers int, f func([]kdump.PageRef, []byte) error) error {
 		return c.EachPage(ctx, workers, func(first uint64, data []byte) error {
-			var refs [1024]kdump.PageRef
+			var refs [elfcore.BatchPages]kdump.PageRef
 			n := len(data) / kdump.PageSize
 			for i := range refs[:n] {
 				refs[i].PFN = first + uint64(i)

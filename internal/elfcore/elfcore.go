@@ -242,17 +242,21 @@ func compareSegment(s segment, pfn uint64) int {
 	return 0
 }
 
-const batchPages = 256
+// BatchPages is how many pages EachPage gives at a time, at most: so few that they stay in a processor's own cache until all
+// is done with them.
+const BatchPages = 64
 
 // EachPage calls f with all pages, some at a time, from as many goroutines as there are workers. The
 // pages are only valid, and must not be changed, until f returns.
+//
+// They are read and not mapped: as fast, what cannot be read is an error and no fault, and memory stays bounded.
 func (c *Core) EachPage(ctx context.Context, workers int, f func(first uint64, data []byte) error) error {
 	// A batch is found by its number: the segments' batches one after the other.
 	var starts []uint64
 	total := uint64(0)
 	for _, s := range c.segments {
 		starts = append(starts, total)
-		total += (s.End - s.Start + batchPages - 1) / batchPages
+		total += (s.End - s.Start + BatchPages - 1) / BatchPages
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -260,6 +264,12 @@ func (c *Core) EachPage(ctx context.Context, workers int, f func(first uint64, d
 	var running sync.WaitGroup
 	for range workers {
 		running.Go(func() {
+			room, free, err := kdump.NewBuffer(BatchPages * kdump.PageSize)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			defer free()
 			for ctx.Err() == nil {
 				n := next.Add(1) - 1
 				if n >= total {
@@ -270,10 +280,11 @@ func (c *Core) EachPage(ctx context.Context, workers int, f func(first uint64, d
 					i--
 				}
 				s := c.segments[i]
-				first := s.Start + (n-starts[i])*batchPages
-				count := min(batchPages, s.End-first)
-				data := c.mem[s.offset+(first-s.Start)*kdump.PageSize:][:count*kdump.PageSize]
-				if err := guarded(func() error { return f(first, data) }); err != nil {
+				first := s.Start + (n-starts[i])*BatchPages
+				data := room[:min(BatchPages, s.End-first)*kdump.PageSize]
+				if err := c.readAt(data, s.offset+(first-s.Start)*kdump.PageSize); err != nil {
+					cancel(err)
+				} else if err := f(first, data); err != nil {
 					cancel(err)
 				}
 			}
@@ -281,6 +292,18 @@ func (c *Core) EachPage(ctx context.Context, workers int, f func(first uint64, d
 	}
 	running.Wait()
 	return context.Cause(ctx)
+}
+
+// readAt reads what was there when the vmcore was opened.
+func (c *Core) readAt(b []byte, offset uint64) error {
+	n, err := c.f.ReadAt(b, int64(offset))
+	if n == len(b) {
+		return nil
+	}
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: was it changed meanwhile?", io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("reading %d bytes at %d of the vmcore: %w", len(b), offset, err)
 }
 
 // guarded makes an error of the fault that comes when the file is cut, or its device fails, while it is

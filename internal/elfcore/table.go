@@ -74,7 +74,7 @@ func (c *Core) EachRef(ctx context.Context, workers int, f func([]kdump.PageRef,
 	batches := make(chan work)
 	free := make(chan work, workers+1)
 	for range workers + 1 {
-		free <- work{make([]kdump.PageRef, 0, batchPages), make([]byte, 0, batchPages*kdump.PageSize)}
+		free <- work{make([]kdump.PageRef, 0, BatchPages), make([]byte, 0, BatchPages*kdump.PageSize)}
 	}
 	var running sync.WaitGroup
 	for range workers {
@@ -105,7 +105,7 @@ func (c *Core) EachRef(ctx context.Context, workers int, f func([]kdump.PageRef,
 			data = zeroPage[:]
 		}
 		b.data = append(b.data, data...)
-		if len(b.refs) < batchPages {
+		if len(b.refs) < BatchPages {
 			return nil
 		}
 		return give()

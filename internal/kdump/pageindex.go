@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sync"
 	"unsafe"
@@ -186,9 +187,50 @@ func (x *pageIndex) spill(data int64) error {
 	return nil
 }
 
-// Pages come mostly in order already, which the sorting notices.
+// sortPages puts pages in order. Those from several goroutines are in order but for a little, which sorting by comparisons
+// alone makes nothing of: so each page first goes to its part of all page frames, in place, and then the parts are sorted.
 func sortPages(p []storedPage) {
-	slices.SortFunc(p, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
+	byPFN := func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) }
+	const parts = 1 << 12
+	if len(p) < 4*parts {
+		slices.SortFunc(p, byPFN)
+		return
+	}
+	low, high, sorted := p[0].pfn, p[0].pfn, true
+	for i := 1; i < len(p); i++ {
+		sorted = sorted && p[i-1].pfn <= p[i].pfn
+		low, high = min(low, p[i].pfn), max(high, p[i].pfn)
+	}
+	if sorted {
+		return
+	}
+	shift := max(0, bits.Len64(high-low)-bits.Len(parts-1))
+	part := func(s *storedPage) uint64 { return (s.pfn - low) >> shift }
+	var next, end [parts]int // of each part: where its next page goes, and where it ends
+	for i := range p {
+		end[part(&p[i])]++
+	}
+	at := 0
+	for i := range end {
+		next[i] = at
+		at += end[i]
+		end[i] = at
+	}
+	for i := range next {
+		for next[i] < end[i] {
+			s := &p[next[i]]
+			k := part(s)
+			if k != uint64(i) {
+				*s, p[next[k]] = p[next[k]], *s
+			}
+			next[k]++
+		}
+	}
+	start := 0
+	for _, e := range end {
+		slices.SortFunc(p[start:e], byPFN)
+		start = e
+	}
 }
 
 // each calls f for every page, lost ones included, in order of page frames. A page that was given twice

@@ -4,10 +4,12 @@ package kdump
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -160,4 +162,47 @@ func TestPacedDump(t *testing.T) {
 	if n := w.Progress().BytesWritten; n != PageSize {
 		t.Errorf("%d bytes were written at one byte per second", n)
 	}
+}
+
+// TestSortPages has pages in the order in which goroutines give them, in none, in reverse, all alike, and far apart.
+func TestSortPages(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	const n = 50000
+	orders := map[string]func(i int) uint64{
+		"in order":          func(i int) uint64 { return 7 + uint64(i) },
+		"of two goroutines": func(i int) uint64 { return uint64(i&^127 | i<<6&64 | i>>1&63) },
+		"in no order":       func(int) uint64 { return rng.Uint64N(1 << 40) },
+		"in reverse":        func(i int) uint64 { return n - uint64(i) },
+		"alike":             func(int) uint64 { return 42 },
+		"far apart":         func(i int) uint64 { return uint64(i%2)<<63 + uint64(i)*0x9e3779b1%n },
+	}
+	for name, order := range orders {
+		for _, n := range []int{0, 1, 2, 1000, n} {
+			got := make([]storedPage, n)
+			for i := range got {
+				got[i] = storedPage{pfn: order(i), crc: uint32(i)}
+			}
+			want := slices.Clone(got)
+			slices.SortFunc(want, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
+			sortPages(got)
+			seen := make([]bool, n)
+			for i := range got {
+				if got[i].pfn != want[i].pfn || seen[got[i].crc] {
+					t.Fatalf("%s, %d pages: page %d is %d, want %d", name, n, i, got[i].pfn, want[i].pfn)
+				}
+				seen[got[i].crc] = true
+			}
+		}
+	}
+}
+
+func BenchmarkSortPages(b *testing.B) {
+	pages := make([]storedPage, 1<<20)
+	for b.Loop() {
+		for i := range pages {
+			pages[i].pfn = uint64(i&^127 | i<<6&64 | i>>1&63)
+		}
+		sortPages(pages)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(pages)), "ns/page")
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/snappy"
+	"golang.org/x/sys/unix"
 )
 
 // check compresses a page behind other bytes and reads it with another's decoder.
@@ -125,4 +126,17 @@ func BenchmarkEncode(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		e.Encode(dst, pages[i%len(pages)])
 	}
+}
+
+// pageBeforeNothing is a page behind which nothing can be read.
+func pageBeforeNothing(t *testing.T) []byte {
+	b, err := unix.Mmap(-1, 0, 2*PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Munmap(b) })
+	if err := unix.Mprotect(b[PageSize:], unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	return b[:PageSize]
 }
