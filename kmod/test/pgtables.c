@@ -21,6 +21,9 @@
  * page_offset_base.  Tables may be freed while they are read (vmalloc's, mostly);
  * entries are therefore read with fault handling, and a line may be of a table
  * that is gone by the time the line is printed.
+ *
+ * The shadow that KASAN has of all addresses is left out: terabytes of it share a few
+ * tables, and no session changes them.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -31,6 +34,10 @@
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+
+#ifdef CONFIG_KASAN
+#include <linux/kasan.h>
+#endif
 
 #include <asm/page.h>
 #include <asm/pgtable.h>
@@ -152,15 +159,30 @@ static void step_over(const struct walk *w, u64 va, int level, u64 *next_va, int
 	*next_level = level;
 }
 
+/* Goes on behind KASAN's shadow, which ends with an entry of the level of P4D, in either paging mode. */
+static bool skip_shadow(struct walk *w)
+{
+#ifdef CONFIG_KASAN
+	if (w->va >= KASAN_SHADOW_START && w->va < KASAN_SHADOW_END) {
+		w->va = KASAN_SHADOW_END;
+		w->level = LEVEL_P4D;
+		return true;
+	}
+#endif
+	return false;
+}
+
 /* Moves to the next entry that is worth a line; false at the end. */
 static bool settle(struct walk *w)
 {
 	unsigned int skipped = 0;
 
 	while (w->va) {
-		u64 table = find_table(w, w->va, w->level);
-		u64 entry = 0;
+		u64 table, entry = 0;
 
+		if (skip_shadow(w))
+			continue;
+		table = find_table(w, w->va, w->level);
 		if (table)
 			entry = read_entry(table, entry_index(w->va, w->level));
 		if (!is_none(entry))
