@@ -95,7 +95,11 @@ func place(node *corev1.Node, dumps []v1alpha1.LiveDump, linger time.Duration, n
 		case !ended(dump):
 			needed = true
 		case dump.Status.CompletionTime != nil:
-			stays = max(stays, dump.Status.CompletionTime.Add(linger).Sub(now))
+			// An end in the future means that the clock was set back: how long ago it was is not known then, and
+			// the label must not stay for as long as the clock jumped.
+			if since := now.Sub(dump.Status.CompletionTime.Time); since > -linger {
+				stays = max(stays, min(linger, linger-since))
+			}
 		}
 	}
 	label, labelled := node.Labels[AgentLabel]

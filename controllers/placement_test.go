@@ -32,6 +32,8 @@ func TestPlace(t *testing.T) {
 		"there":                        {AgentOnDemand, []v1alpha1.LiveDump{active}, 0, leave, 0},
 		"lingers":                      {AgentOnDemand, []v1alpha1.LiveDump{over}, 5 * time.Second, leave, 10 * time.Second},
 		"lingered":                     {AgentOnDemand, []v1alpha1.LiveDump{over}, linger, remove, 0},
+		"clock a little behind":        {AgentOnDemand, []v1alpha1.LiveDump{over}, -time.Second, leave, linger},
+		"clock set back an hour":       {AgentOnDemand, []v1alpha1.LiveDump{over}, -time.Hour, remove, 0},
 		"wanted again while lingering": {AgentOnDemand, []v1alpha1.LiveDump{over, active}, 20 * time.Second, leave, 0},
 		"all deleted":                  {AgentOnDemand, nil, 0, remove, 0},
 		"resident":                     {AgentResident, nil, 0, leave, 0},
