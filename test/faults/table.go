@@ -183,14 +183,12 @@ func frozenByAnother(ctx context.Context, d *attempt, run func() (string, error)
 	if err := other.Start(ctx); err != nil {
 		return "", err
 	}
+	// Whatever comes of it: the next fault is to find memory that nobody has frozen.
+	defer func() { err = errors.Join(err, other.Signal(unix.SIGTERM), other.Wait(ctx)) }()
 	if err := d.sh(ctx, `while [ "$(cat /sys/class/misc/livedump/state)" != frozen ]; do sleep 0.2; done`); err != nil {
 		return "", err
 	}
-	outcome, err = run()
-	if serr := other.Signal(unix.SIGTERM); serr != nil {
-		return "", errors.Join(err, serr)
-	}
-	return outcome, errors.Join(err, other.Wait(ctx))
+	return run()
 }
 
 func otherSession(ctx context.Context, d *attempt) (string, error) {
