@@ -54,7 +54,7 @@ static unsigned long nr_stop_pfns, room_stop_pfns;
 static atomic_t copy_error;
 
 /* What the CPUs share among them in the stop is handed out in pieces of this size. */
-#define SHARE_PIECE	16
+#define SHARE_PIECE	4
 static atomic_t pfns_taken, tasks_taken;	/* pieces */
 static atomic_t stacks_taken;
 static unsigned long running_stack[NR_CPUS];	/* of the task that a CPU was held in */

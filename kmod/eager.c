@@ -128,7 +128,7 @@ static u64 protect_table(const struct ld_va_range *r, ld_entry *table, int level
 			if (pfn < ld_max_pfn && test_bit(pfn, ld_hot))
 				continue;
 		}
-		changed += ld_protect_entry(&table[i], LEVEL_PTE);
+		changed += protect_entry(&table[i], LEVEL_PTE);
 	}
 	return changed;
 }

@@ -76,9 +76,53 @@ static inline unsigned long leaf_pfn(ld_entry v, int level)
 	return pa >> PAGE_SHIFT;
 }
 
+/* Of these pages, is any hot (alias.c)? */
+static inline bool any_hot(unsigned long pfn, unsigned long nr)
+{
+	unsigned long end = min(pfn + nr, ld_max_pfn);
+
+	return pfn < end && find_next_bit(ld_hot, end, pfn) < end;
+}
+
 static inline bool is_protected(ld_entry v)
 {
 	return (v & (E_MANAGED | E_RELEASED)) == E_MANAGED;
+}
+
+/* What a writable entry becomes when it is protected. */
+static inline ld_entry protected_value(ld_entry v, bool leaf)
+{
+	ld_entry n = (v & ~_PAGE_RW) | E_MANAGED;
+
+	/* With shadow stacks, a leaf that is Dirty but not writable counts as writable. */
+	if (leaf && (v & _PAGE_DIRTY))
+		n = (n & ~_PAGE_DIRTY) | E_DIRTY;
+	return n;
+}
+
+/**
+ * protect_entry() - untouched -> protected, if the entry is writable
+ * @e: the entry
+ * @level: its level
+ *
+ * Context: any, the stop included, which does little else: hence inline.  No TLB is flushed.
+ * Return: true if this call did it.
+ */
+static inline bool protect_entry(ld_entry *e, int level)
+{
+	ld_entry v = READ_ONCE(*e);
+
+	for (;;) {
+		ld_entry was;
+
+		if ((v & (_PAGE_PRESENT | _PAGE_RW)) != (_PAGE_PRESENT | _PAGE_RW) ||
+		    (v & E_MANAGED))
+			return false;
+		was = cmpxchg(e, v, protected_value(v, is_leaf(v, level)));
+		if (was == v)
+			return true;
+		v = was;
+	}
 }
 
 static inline ld_entry table_value(ld_entry *table)
@@ -113,16 +157,6 @@ static inline bool entry_touches(const struct ld_va_range *r, unsigned long va, 
  * Return: the leaf that maps @va, or the entry that is not present.
  */
 ld_entry *ld_walk(unsigned long va, int *level, ld_entry *value);
-
-/**
- * ld_protect_entry() - untouched -> protected, if the entry is writable
- * @e: the entry
- * @level: its level
- *
- * Context: any, the stop included.  No TLB is flushed.
- * Return: true if this call did it.
- */
-bool ld_protect_entry(ld_entry *e, int level);
 
 /**
  * ld_split_leaf() - replace a huge leaf by a table whose pieces carry the leaf's state
@@ -192,22 +226,13 @@ int ld_window_open(void);
 void ld_window_close(void);
 
 /**
- * ld_is_own() - is any of this memory written by the fault path itself?
- * @va: where it begins
- * @size: bytes
+ * ld_own_pages() - which pages are written by the fault path itself?
+ * @va: the 2 MiB that are asked about begin here
+ * @map: out, PT_ENTRIES bits: those of what ld_wp_add_own() was given are set
  *
- * Return: true if it overlaps with what ld_wp_add_own() was given.
+ * Context: any.
  */
-bool ld_is_own(unsigned long va, unsigned long size);
-
-/**
- * ld_is_own_whole() - is all of this memory the module's own?
- * @va: where it begins
- * @size: bytes
- *
- * Return: true if one piece that ld_wp_add_own() was given holds all of it.
- */
-bool ld_is_own_whole(unsigned long va, unsigned long size);
+void ld_own_pages(unsigned long va, unsigned long *map);
 
 /**
  * ld_own_uncover() - mark the pages of the module's own memory as uncovered

@@ -20,17 +20,12 @@ static atomic64_t changed[LEVEL_PUD + 1];	/* in the stop */
 
 /* The entries to protect by level; the low bits are the level. */
 static unsigned long *plan;
-static unsigned long plan_len, plan_room;
+static unsigned int plan_len, plan_room;
 
 static bool has_hot(const struct ld_va_range *r, unsigned long va, unsigned long size)
 {
-	unsigned long first, last;
-
-	if (r != &ld_direct_map)
-		return false;	/* what is hot there, is so by its direct-map address */
-	first = __pa(va) >> PAGE_SHIFT;
-	last = min(first + (size >> PAGE_SHIFT), ld_max_pfn);
-	return first < last && find_next_bit(ld_hot, last, first) < last;
+	/* What is hot elsewhere, is so by its direct-map address. */
+	return r == &ld_direct_map && any_hot(__pa(va) >> PAGE_SHIFT, size >> PAGE_SHIFT);
 }
 
 /* Nothing to protect in here: no use splitting it. */
@@ -45,20 +40,31 @@ static bool all_hot(const struct ld_va_range *r, unsigned long va, unsigned long
 	return end <= ld_max_pfn && find_next_zero_bit(ld_hot, end, first) >= end;
 }
 
+/* An array from vmalloc with room for one more. */
+static void *grow(void *old, unsigned int n, unsigned int *room, size_t size)
+{
+	unsigned int wider = *room ? *room * 2 : 256;
+	void *new;
+
+	if (n < *room)
+		return old;
+	new = vmalloc(array_size(wider, size));
+	if (!new)
+		return NULL;
+	if (n)
+		memcpy(new, old, n * size);
+	vfree(old);
+	*room = wider;
+	return new;
+}
+
 static int plan_add(ld_entry *e, int level)
 {
-	if (plan_len == plan_room) {
-		unsigned long room = plan_room ? plan_room * 2 : 16384;
-		unsigned long *n = vmalloc(array_size(room, sizeof(*n)));
+	unsigned long *n = grow(plan, plan_len, &plan_room, sizeof(*n));
 
-		if (!n)
-			return -ENOMEM;
-		if (plan_len)
-			memcpy(n, plan, plan_len * sizeof(*n));
-		vfree(plan);
-		plan = n;
-		plan_room = room;
-	}
+	if (!n)
+		return -ENOMEM;
+	plan = n;
 	plan[plan_len++] = (unsigned long)e | level;
 	return 0;
 }
@@ -148,8 +154,6 @@ struct ld_pmd_table {
 	unsigned long va;
 };
 
-#define PMD_PIECE	8	/* entries that a CPU takes at a time */
-
 static struct ld_pmd_table *pmd_tables;
 static unsigned int nr_pmd_tables, room_pmd_tables;
 static atomic_t pmd_taken, plan_taken;
@@ -169,23 +173,6 @@ static u64 sum_of(const struct ld_checked *c)
 			sum = sum * 0x9e3779b97f4a7c15ULL + (i ^ (v & PTE_PFN_MASK));
 	}
 	return sum;
-}
-
-/* An array from vmalloc with room for one more. */
-static void *grow(void *old, unsigned int n, unsigned int *room, size_t size)
-{
-	void *new;
-
-	if (n < *room)
-		return old;
-	new = vmalloc(array_size(*room ? *room * 2 : 256, size));
-	if (!new)
-		return NULL;
-	if (n)
-		memcpy(new, old, n * size);
-	vfree(old);
-	*room = *room ? *room * 2 : 256;
-	return new;
 }
 
 static int add_pmd_table(const struct ld_va_range *r, ld_entry v, unsigned long va)
@@ -352,98 +339,98 @@ void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg)
 	}
 }
 
+#define STACK_PAGES	((int)(THREAD_SIZE >> PAGE_SHIFT))
+
 /*
- * Could this 4 KiB mapping be part of a kernel stack?  Stacks are aligned to their
+ * Could the mappings from this one on be a kernel stack?  Stacks are aligned to their
  * size and followed by a page that is not mapped.  Stacks that no task has (cached
  * ones) have that shape too, and a fault on a stack would be the end, so everything that
  * has it is left alone.
  */
-static bool like_a_stack(ld_entry *e)
+static bool like_a_stack(const ld_entry *table, int first)
 {
-	const unsigned int pages = THREAD_SIZE >> PAGE_SHIFT;
-	ld_entry *table = (ld_entry *)((unsigned long)e & PAGE_MASK);
-	unsigned int first = (e - table) & ~(pages - 1), i;
+	int i;
 
-	for (i = first; i < first + pages; i++)
+	for (i = first; i < first + STACK_PAGES; i++)
 		if (!(READ_ONCE(table[i]) & _PAGE_PRESENT))
 			return false;
 	return i == PT_ENTRIES || !(READ_ONCE(table[i]) & _PAGE_PRESENT);
-}
-
-static bool any_hot(unsigned long pfn, unsigned long nr)
-{
-	unsigned long end = min(pfn + nr, ld_max_pfn);
-
-	return pfn < end && find_next_bit(ld_hot, end, pfn) < end;
 }
 
 /* What is the same for all leaves of a table, and what has been found of it. */
 struct ld_leaves {
 	const struct ld_va_range *range;
 	bool writable_later;		/* the table, by the fault path */
-	bool has_own;			/* some of it may be the module's own */
 	unsigned int changed;
 };
 
-static void look_at_table(struct ld_leaves *l, ld_entry *table, unsigned long va,
-			  unsigned long bytes)
+static void look_at_table(struct ld_leaves *l, const ld_entry *table)
 {
 	unsigned long pfn = __pa(table) >> PAGE_SHIFT;
 
 	/* One that has come since the plan could not be written later. */
 	l->writable_later = ld_window_index(pfn) >= 0 ||
 			    (pfn < ld_max_pfn && test_bit(pfn, ld_self));
-	l->has_own = ld_is_own(va, bytes);
 }
 
-static void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, int level,
-			 unsigned long va)
+/* keep: it has to stay writable. */
+static inline void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, int level, bool keep)
 {
 	unsigned long pfn = leaf_pfn(v, level), nr = level_size(level) >> PAGE_SHIFT;
 	unsigned long i;
-	bool own;
 
 	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn)) {
 		ld_code_note(v, level, l->range);
 		return;		/* read-only, or a device */
 	}
-	own = l->has_own && ld_is_own(va, level_size(level));
-	if (own && level == LEVEL_PTE)
-		return;		/* see ld_own_uncover() */
-	if (own || !l->writable_later || !(v & _PAGE_NX) || any_hot(pfn, nr) ||
-	    (level == LEVEL_PTE && l->range == &ld_vmalloc && like_a_stack(e))) {
+	if (keep || !l->writable_later || !(v & _PAGE_NX) ||
+	    (level == LEVEL_PTE ? test_bit(pfn, ld_hot) : any_hot(pfn, nr))) {
 		for (i = 0; i < nr; i++)
 			ld_page_uncover(pfn + i);
 		return;
 	}
-	l->changed += ld_protect_entry(e, level);
+	l->changed += protect_entry(e, level);
 }
 
-static void protect_below(const struct ld_pmd_table *t, int i)
+static void protect_table(struct ld_leaves *l, ld_entry *table, const unsigned long *own)
+{
+	int first, i;
+
+	look_at_table(l, table);
+	for (first = 0; first < PT_ENTRIES; first += STACK_PAGES) {
+		bool stack = l->range == &ld_vmalloc && like_a_stack(table, first);
+
+		for (i = first; i < first + STACK_PAGES; i++) {
+			ld_entry v = READ_ONCE(table[i]);
+
+			if (!(v & _PAGE_PRESENT))
+				continue;
+			/* What is our own is uncovered already: ld_own_uncover(). */
+			if (!(v & _PAGE_RW) || !test_bit(i, own))
+				protect_leaf(l, &table[i], v, LEVEL_PTE, stack);
+		}
+	}
+}
+
+static void protect_below(const struct ld_pmd_table *t, int i, ld_entry v)
 {
 	unsigned long va = t->va + i * PMD_SIZE;
 	struct ld_leaves l = { .range = t->range };
-	ld_entry v = READ_ONCE(t->table[i]);
-	ld_entry *table;
-	int j;
+	DECLARE_BITMAP(own, PT_ENTRIES);
 
-	if (!(v & _PAGE_PRESENT) || !entry_touches(t->range, va, LEVEL_PMD) ||
-	    ld_truth_spoils(t->range) || ld_is_own_whole(va, PMD_SIZE))
+	if (!entry_touches(t->range, va, LEVEL_PMD) || ld_truth_spoils(t->range))
+		return;
+	ld_own_pages(va, own);
+	if (bitmap_full(own, PT_ENTRIES))
 		return;
 	if (is_leaf(v, LEVEL_PMD)) {
-		look_at_table(&l, t->table, va, PMD_SIZE);
-		protect_leaf(&l, &t->table[i], v, LEVEL_PMD, va);
+		look_at_table(&l, t->table);
+		protect_leaf(&l, &t->table[i], v, LEVEL_PMD, !bitmap_empty(own, PT_ENTRIES));
 		atomic64_add(l.changed, &changed[LEVEL_PMD]);
-		return;
+	} else {
+		protect_table(&l, child_table(v), own);
+		atomic64_add(l.changed, &changed[LEVEL_PTE]);
 	}
-	table = child_table(v);
-	look_at_table(&l, table, va, PMD_SIZE);
-	for (j = 0; j < PT_ENTRIES; j++) {
-		v = READ_ONCE(table[j]);
-		if (v & _PAGE_PRESENT)
-			protect_leaf(&l, &table[j], v, LEVEL_PTE, va + j * PAGE_SIZE);
-	}
-	atomic64_add(l.changed, &changed[LEVEL_PTE]);
 }
 
 /* The kernel maps no RAM like this in these ranges; if it does one day, let it be known. */
@@ -457,23 +444,29 @@ static void uncover_leaf(ld_entry v)
 
 /*
  * In the stop, on several CPUs: a share of the leaves.  First, while their tables can still be
- * written in the direct map.
+ * written in the direct map.  Every CPU walks all entries of the second level and works at those
+ * whose number it has taken: nobody makes one present or takes one out meanwhile, so all
+ * CPUs count alike.
  */
 void ld_wp_protect_leaves(void)
 {
-	const unsigned int pieces = PT_ENTRIES / PMD_PIECE;
+	unsigned int mine = atomic_inc_return(&pmd_taken) - 1, n = 0, i;
 
-	for (;;) {
-		unsigned int piece = atomic_inc_return(&pmd_taken) - 1;
-		unsigned int i, first = piece % pieces * PMD_PIECE;
-		const struct ld_pmd_table *t = &pmd_tables[piece / pieces];
+	for (i = 0; i < nr_pmd_tables; i++) {
+		const struct ld_pmd_table *t = &pmd_tables[i];
+		int j;
 
-		if (piece / pieces >= nr_pmd_tables)
-			return;
-		for (i = first; t->table && i < first + PMD_PIECE; i++)
-			protect_below(t, i);
-		if (!t->table && !first)
-			uncover_leaf(t->leaf);
+		for (j = 0; j < (t->table ? PT_ENTRIES : 1); j++) {
+			ld_entry v = t->table ? READ_ONCE(t->table[j]) : t->leaf;
+
+			if (!(v & _PAGE_PRESENT) || n++ != mine)
+				continue;
+			if (t->table)
+				protect_below(t, j, v);
+			else
+				uncover_leaf(v);
+			mine = atomic_inc_return(&pmd_taken) - 1;
+		}
 	}
 }
 
@@ -556,14 +549,14 @@ void ld_wp_protect_upper(void)
 	if (ld_eager())
 		atomic64_add(ld_eager_protect(), &changed[LEVEL_PTE]);
 	for (;;) {
-		unsigned long i = (unsigned long)(atomic_inc_return(&plan_taken) - 1) * PLAN_PIECE;
-		unsigned long end = min(i + PLAN_PIECE, plan_len);
+		unsigned int i = (atomic_inc_return(&plan_taken) - 1) * PLAN_PIECE;
+		unsigned int end = min(i + PLAN_PIECE, plan_len);
 
 		if (i >= plan_len)
 			break;
 		for (; i < end; i++) {
 			level = plan[i] & 7;
-			n[level] += ld_protect_entry((ld_entry *)(plan[i] & ~7UL), level);
+			n[level] += protect_entry((ld_entry *)(plan[i] & ~7UL), level);
 		}
 	}
 	for (level = LEVEL_PTE; level <= LEVEL_PUD; level++)

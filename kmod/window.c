@@ -38,24 +38,17 @@ void ld_wp_add_own(const void *va, size_t bytes)
 	}
 }
 
-bool ld_is_own(unsigned long va, unsigned long size)
+void ld_own_pages(unsigned long va, unsigned long *map)
 {
 	unsigned int i;
 
-	for (i = 0; i < nr_own; i++)
-		if (va < own[i].end && va + size > own[i].start)
-			return true;
-	return false;
-}
+	bitmap_zero(map, PT_ENTRIES);
+	for (i = 0; i < nr_own; i++) {
+		unsigned long first = max(own[i].start, va), end = min(own[i].end, va + PMD_SIZE);
 
-bool ld_is_own_whole(unsigned long va, unsigned long size)
-{
-	unsigned int i;
-
-	for (i = 0; i < nr_own; i++)
-		if (va >= own[i].start && va + size <= own[i].end)
-			return true;
-	return false;
+		if (first < end)
+			bitmap_set(map, (first - va) >> PAGE_SHIFT, (end - first) >> PAGE_SHIFT);
+	}
 }
 
 /* Before the stop, which passes over the module's own memory: it grows with RAM. */

@@ -114,34 +114,6 @@ bool ld_wp_is_protected(unsigned long va)
 }
 /* ---- transitions ---- */
 
-static inline ld_entry protected_value(ld_entry v, bool leaf)
-{
-	ld_entry n = (v & ~_PAGE_RW) | E_MANAGED;
-
-	/* With shadow stacks, a leaf that is Dirty but not writable counts as writable. */
-	if (leaf && (v & _PAGE_DIRTY))
-		n = (n & ~_PAGE_DIRTY) | E_DIRTY;
-	return n;
-}
-
-/* untouched -> protected, if it is writable.  True: this call did it. */
-bool ld_protect_entry(ld_entry *e, int level)
-{
-	ld_entry v = READ_ONCE(*e);
-
-	for (;;) {
-		ld_entry was;
-
-		if ((v & (_PAGE_PRESENT | _PAGE_RW)) != (_PAGE_PRESENT | _PAGE_RW) ||
-		    (v & E_MANAGED))
-			return false;
-		was = cmpxchg(e, v, protected_value(v, is_leaf(v, level)));
-		if (was == v)
-			return true;
-		v = was;
-	}
-}
-
 /* protected -> released */
 static void release_entry(ld_entry *e)
 {
@@ -175,14 +147,14 @@ static void push_down(ld_entry *pud, ld_entry v)
 		if (!(p & _PAGE_PRESENT))
 			continue;
 		if (is_leaf(p, LEVEL_PMD)) {
-			ld_protect_entry(&pmd[i], LEVEL_PMD);
+			protect_entry(&pmd[i], LEVEL_PMD);
 			/* Split by set_memory_*() in between: then go into it. */
 			p = READ_ONCE(pmd[i]);
 			if (!(p & _PAGE_PRESENT) || is_leaf(p, LEVEL_PMD))
 				continue;
 		}
 		for (j = 0; j < PT_ENTRIES; j++)
-			ld_protect_entry(&child_table(p)[j], LEVEL_PTE);
+			protect_entry(&child_table(p)[j], LEVEL_PTE);
 	}
 	release_entry(pud);
 	atomic64_inc(&ld_counters.fault_pushdowns);
