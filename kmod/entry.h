@@ -255,6 +255,7 @@ void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg);
 /**
  * ld_add_tables() - tell every page of the tables below a table
  * @r: only those that map any of this range
+ * @highest: only those of this level and below, and above it those that the processor may write
  * @table: the table to begin with, which is not told itself
  * @level: its level
  * @base: the address that its first entry maps
@@ -262,11 +263,12 @@ void ld_for_each_leaf(const struct ld_va_range *r, ld_entry_fn fn, void *arg);
  *
  * Return: 0 or the error of @add.
  */
-int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
+int ld_add_tables(const struct ld_va_range *r, int highest, ld_entry *table, int level,
 		  unsigned long base, int (*add)(unsigned long pfn));
 
 /**
- * ld_add_leaf_tables() - tell the tables of all ranges that are protected at their leaves
+ * ld_add_leaf_tables() - tell the tables of all ranges that are protected at their leaves, but
+ * for those above the second level that nobody writes past the direct map
  * @add: as in ld_add_tables()
  *
  * Return: 0 or the error of @add.

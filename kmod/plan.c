@@ -158,7 +158,16 @@ static struct ld_pmd_table *pmd_tables;
 static unsigned int nr_pmd_tables, room_pmd_tables;
 static atomic_t pmd_taken, plan_taken;
 
-/* A number for which tables a table points to. */
+/*
+ * Is this the processor's to write?  Where it first comes through an entry that lacks Accessed it
+ * sets the bit, by the physical address of the table: no protection keeps it from that.
+ */
+static bool lacks_accessed(ld_entry v)
+{
+	return (v & (_PAGE_PRESENT | _PAGE_ACCESSED)) == _PAGE_PRESENT;
+}
+
+/* A number for which tables a table points to, and which of its entries lack Accessed. */
 static u64 sum_of(const struct ld_checked *c)
 {
 	u64 sum = 0;
@@ -171,6 +180,8 @@ static u64 sum_of(const struct ld_checked *c)
 			continue;	/* most of the vmalloc area's */
 		if (v & _PAGE_PRESENT && !is_leaf(v, c->level))
 			sum = sum * 0x9e3779b97f4a7c15ULL + (i ^ (v & PTE_PFN_MASK));
+		if (c->level > LEVEL_PMD && lacks_accessed(v))
+			sum = sum * 0x9e3779b97f4a7c15ULL + i + 1;
 	}
 	return sum;
 }
@@ -259,8 +270,18 @@ int ld_wp_plan_is_stale(void)
 	return atomic_read(&stale) ? -EAGAIN : 0;
 }
 
-int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
-		      unsigned long base, int (*add)(unsigned long pfn))
+static bool any_lacks_accessed(const ld_entry *table)
+{
+	int i;
+
+	for (i = 0; i < PT_ENTRIES; i++)
+		if (lacks_accessed(READ_ONCE(table[i])))
+			return true;
+	return false;
+}
+
+int ld_add_tables(const struct ld_va_range *r, int highest, ld_entry *table, int level,
+		  unsigned long base, int (*add)(unsigned long pfn))
 {
 	int i, err;
 
@@ -276,9 +297,12 @@ int ld_add_tables(const struct ld_va_range *r, ld_entry *table, int level,
 		    !ld_page_is_ram((v & PTE_PFN_MASK) >> PAGE_SHIFT))
 			continue;
 		pfn = (v & PTE_PFN_MASK) >> PAGE_SHIFT;
-		err = ld_eager_owns(pfn) ? 0 : add(pfn);
+		err = 0;
+		if ((level - 1 <= highest || any_lacks_accessed(child_table(v))) &&
+		    !ld_eager_owns(pfn))
+			err = add(pfn);
 		if (!err && level > LEVEL_PMD)
-			err = ld_add_tables(r, child_table(v), level - 1, va, add);
+			err = ld_add_tables(r, highest, child_table(v), level - 1, va, add);
 		if (err)
 			return err;
 		cond_resched();
@@ -295,9 +319,11 @@ static int mark_hot(unsigned long pfn)
 
 static int add_level_tables(int (*add)(unsigned long pfn))
 {
-	int err = ld_add_tables(&ld_direct_map, top_table(), top_level(), top_base(), add);
+	int err = ld_add_tables(&ld_direct_map, top_level(), top_table(), top_level(), top_base(),
+				add);
 
-	return err ?: ld_add_tables(&ld_vmemmap, top_table(), top_level(), top_base(), add);
+	return err ?: ld_add_tables(&ld_vmemmap, top_level(), top_table(), top_level(), top_base(),
+				    add);
 }
 /* ---- ranges protected at their leaves ---- */
 
@@ -485,13 +511,19 @@ static void split_hot_image(ld_entry *e, ld_entry v, int level, unsigned long va
 		s->err = split_for_plan(e, v, level, &s->split);
 }
 
+/*
+ * A table above the second level holds nothing that is marked here.  The kernel writes it by the
+ * direct map, where a fault saves it first, and the processor not at all if every entry has
+ * Accessed, as those that the kernel makes do.  Entries that come between this look and the stop
+ * are noticed there (sum_of()).
+ */
 int ld_add_leaf_tables(int (*add)(unsigned long pfn))
 {
 	const struct ld_va_range *r[] = { &ld_vmalloc, &ld_modules, &ld_image };
 	int i, err = 0;
 
 	for (i = 0; i < ARRAY_SIZE(r) && !err; i++)
-		err = ld_add_tables(r[i], top_table(), top_level(), top_base(), add);
+		err = ld_add_tables(r[i], LEVEL_PMD, top_table(), top_level(), top_base(), add);
 	return err;
 }
 
