@@ -102,26 +102,37 @@ static u32 classify_used(const struct ld_snap *s)
 }
 
 /*
- * A huge page that has not been given a mapping: the kernel clears it before it says that it is
- * up to date, which takes so long that a stop falls into it.  What was cleared before the
- * stop will be written by the process alone.  (A block of the kernel's own of this size looks
- * the same.)
+ * A page on its way into an address space or a file: only such pages are ever up to date, and
+ * while one is being read in it is locked.
  */
-static bool snap_is_new_huge(const struct ld_snap *s)
-{
-	struct ld_snap head, last;
-
-	if (!snap_head(&head, s) || !test_bit(PG_head, ld_page_flags(&head.page)) ||
-	    head.page.mapping || !IS_ALIGNED(head.pfn, PTRS_PER_PTE))
-		return false;
-	return snap_read(&last, head.pfn + PTRS_PER_PTE - 1) && snap_is_tail(&last) &&
-	       ld_head_of_tail(pfn_to_page(last.pfn), &last.page) == pfn_to_page(head.pfn);
-}
-
-/* A page on its way into an address space or a file: only such pages are ever up to date. */
 static bool snap_on_its_way(const struct ld_snap *s)
 {
-	return test_bit(PG_uptodate, ld_page_flags(&s->page)) || snap_is_new_huge(s);
+	unsigned long flags = *ld_page_flags(&s->page);
+
+	return test_bit(PG_uptodate, &flags) || test_bit(PG_locked, &flags);
+}
+
+static bool snap_is_tail_of(const struct ld_snap *s, const struct ld_snap *head)
+{
+	return snap_is_tail(s) &&
+	       ld_head_of_tail(pfn_to_page(s->pfn), &s->page) == pfn_to_page(head->pfn);
+}
+
+/*
+ * All of a compound page, whichever part of it was in hand.  Slab pages, page tables and what is
+ * reserved have their owner.
+ */
+void ld_page_in_flight(unsigned long pfn)
+{
+	struct ld_snap s, head;
+
+	if (!snap_read(&s, pfn) || !snap_head(&head, &s) || ld_is_slab(&head.page) ||
+	    PageTable(&head.page) || test_bit(PG_reserved, ld_page_flags(&head.page)))
+		return;
+	pfn = head.pfn;
+	do {
+		set_bit(pfn, ld_uncovered);
+	} while (snap_read(&s, ++pfn) && snap_is_tail_of(&s, &head));
 }
 
 /* Classes that need no look at other pages; 0: none of them. */

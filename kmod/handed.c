@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Buffers that are handed to a device after the stop: kprobes on the functions through which
- * drivers do that save the pages first, as watch.c does for mappings.  What was handed over
- * before is found as of the stop (dma.c).
+ * Memory that is handed to a device or to a program after the stop: kprobes on the functions
+ * through which drivers do that save the pages first, as watch.c does for mappings of the
+ * kernel's own.  What was handed over before is found as of the stop (dma.c, users.c).
  *
  * These functions are called for every packet and request, so the probes are armed for a session
  * only.  Arming one changes code, which takes an answer of every CPU: where one does not answer,
  * they stay off and ld_handed_missing() says so.
  *
- * A call may be under way at the stop: it passed the probe before, and the device gets the buffer
+ * A call may be under way at the stop: it passed the probe before, and the page is handed over
  * after.  So the pages of the last calls before the stop are remembered and reported as
- * uncovered.
+ * uncovered.  Not those of which a program's call has the struct page in hand: inflight.c
+ * finds them.
  *
  * The pages that a balloon takes from the machine are handed over too, in a way: the hypervisor
  * throws away what is in them.
@@ -146,6 +147,77 @@ static int on_add(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
+/* A page that a program is about to be given; most are new ones, or of files. */
+static void map_page(struct page *page)
+{
+	if (READ_ONCE(ld_watch_frozen) && page)
+		hand_pages(page_to_pfn(page), 1);
+}
+
+static void map_pages(struct page **pages, unsigned long n)
+{
+	unsigned long i;
+
+	if (READ_ONCE(ld_watch_frozen))
+		for (i = 0; i < n; i++)
+			map_page(pages[i]);
+}
+
+/* (fault): a driver's, or the file system's, has said which page it is */
+static int on_fault(struct kprobe *p, struct pt_regs *regs)
+{
+	const struct vm_fault *f = (const struct vm_fault *)regs->di;
+
+	map_page(f->cow_page ?: f->page);
+	return 0;
+}
+
+/* (area, address, page) */
+static int on_insert(struct kprobe *p, struct pt_regs *regs)
+{
+	map_page((struct page *)regs->dx);
+	return 0;
+}
+
+/* (fault, page, ...) */
+static int on_insert_at_fault(struct kprobe *p, struct pt_regs *regs)
+{
+	map_page((struct page *)regs->si);
+	return 0;
+}
+
+/* (area, address, pages, their number) */
+static int on_insert_several(struct kprobe *p, struct pt_regs *regs)
+{
+	map_pages((struct page **)regs->dx, *(const unsigned long *)regs->cx);
+	return 0;
+}
+
+/* (area, pages, their number) */
+static int on_insert_all(struct kprobe *p, struct pt_regs *regs)
+{
+	map_pages((struct page **)regs->si, regs->dx);
+	return 0;
+}
+
+/* (area, address, page frame, ...) */
+static int on_insert_frame(struct kprobe *p, struct pt_regs *regs)
+{
+	hand_pages(regs->dx, 1);
+	return 0;
+}
+
+/* (area, address, page frame, size, ...) */
+static int on_insert_frames(struct kprobe *p, struct pt_regs *regs)
+{
+	unsigned long pfn = regs->dx;
+
+	/* As a rule a device's registers, far more than there is RAM. */
+	if (pfn < ld_max_pfn)
+		hand_pages(pfn, min((regs->cx + PAGE_SIZE - 1) >> PAGE_SHIFT, ld_max_pfn - pfn));
+	return 0;
+}
+
 /* (balloon, page) */
 static int on_balloon(struct kprobe *p, struct pt_regs *regs)
 {
@@ -168,6 +240,11 @@ static int on_balloon_list(struct kprobe *p, struct pt_regs *regs)
 #define GROUP_PAGE	BIT(0)
 #define GROUP_LIST	BIT(1)
 #define GROUP_VIRTIO	BIT(2)
+#define GROUP_FAULT	BIT(3)
+#define GROUP_INSERT	BIT(4)
+#define GROUP_FRAMES	BIT(5)
+#define GROUPS_DMA	(GROUP_PAGE | GROUP_LIST)
+#define GROUPS_PROGRAMS	(GROUP_FAULT | GROUP_INSERT | GROUP_FRAMES)
 
 static const struct {
 	const char *symbol;
@@ -189,6 +266,15 @@ static const struct {
 	{ "virtqueue_add_inbuf_cache_clean", on_add, 0 },
 	{ "balloon_page_enqueue", on_balloon, 0 },
 	{ "balloon_page_list_enqueue", on_balloon_list, 0 },
+	{ "finish_fault", on_fault, GROUP_FAULT },
+	{ "vm_insert_page", on_insert, GROUP_INSERT },
+	{ "vm_insert_pages", on_insert_several, 0 },
+	{ "vm_map_pages", on_insert_all, 0 },
+	{ "vm_map_pages_zero", on_insert_all, 0 },
+	{ "vmf_insert_page_mkwrite", on_insert_at_fault, 0 },
+	{ "vmf_insert_pfn", on_insert_frame, 0 },
+	{ "vmf_insert_pfn_prot", on_insert_frame, 0 },
+	{ "remap_pfn_range", on_insert_frames, GROUP_FRAMES },
 };
 
 static struct kprobe probes[ARRAY_SIZE(targets)];
@@ -228,7 +314,7 @@ static void switch_probes(struct work_struct *work)
 		if (registered[i] && !kprobe_gone(&probes[i]))
 			err = (on ? enable_kprobe(&probes[i]) : disable_kprobe(&probes[i])) ?: err;
 	if (err)
-		pr_warn("cannot switch probes on what is handed to devices: %d\n", err);
+		pr_warn("cannot switch probes on what is handed to devices and programs: %d\n", err);
 	if (on && !err) {
 		WRITE_ONCE(are_on, true);
 		wake_up(&switched);
@@ -250,7 +336,7 @@ void ld_handed_arm(void)
 		answered = wait_event_timeout(switched, READ_ONCE(are_on), SWITCH_PATIENCE);
 	}
 	if (!answered)
-		pr_warn("code can't be changed now: what is handed to devices will not be noticed\n");
+		pr_warn("code can't be changed now: what is handed to devices and programs will not be noticed\n");
 }
 
 /* Does not wait.  Where a CPU does not answer they stay on: they do no harm. */
@@ -264,12 +350,14 @@ void ld_handed_disarm(void)
 		schedule_work(&switch_work);
 }
 
-/* Can a buffer be handed to a device without our notice? */
-bool ld_handed_missing(void)
+/* LIVEDUMP_UNWATCHED_*: what can be handed over without our notice. */
+u32 ld_handed_missing(void)
 {
-	u32 needed = GROUP_PAGE | GROUP_LIST | (ld_dma_found.virtio ? GROUP_VIRTIO : 0);
+	u32 dma = GROUPS_DMA | (ld_dma_found.virtio ? GROUP_VIRTIO : 0);
+	u32 there = one_failed || !answered ? 0 : groups_there;
 
-	return one_failed || !answered || (groups_there & needed) != needed;
+	return ((there & dma) == dma ? 0 : LIVEDUMP_UNWATCHED_DMA) |
+	       ((there & GROUPS_PROGRAMS) == GROUPS_PROGRAMS ? 0 : LIVEDUMP_UNWATCHED_PROGRAMS);
 }
 
 /* After the stop: what was about to be handed over. */

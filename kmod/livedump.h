@@ -23,11 +23,12 @@
  *   trace.c      trace events; trace.h says what they may do in the fault path
  *   cost.c       test builds only: what a fault costs
  *   users.c      page tables and mappings of processes, as of the stop
+ *   inflight.c   pages on their way to a process, as of the stop
  *   freelists.c  free pages on the allocator's per-CPU lists, as of the stop
  *   watch.c      mappings and code that are made after the stop
  *   dma.c        what devices may write, as of the stop
  *   vtd.c        ... what Intel's IOMMU lets them write
- *   handed.c     buffers that are handed to a device after the stop
+ *   handed.c     memory that is handed to a device or program after the stop
  *   truth.c      test builds only: is every page as it was in the stop?
  *   eager.c      test builds only: the method of earlier systems, to compare with
  *
@@ -177,6 +178,8 @@ int ld_notes_prepare(void);
 void ld_notes_release(void);
 void ld_notes_capture_interrupted(int cpu, const struct pt_regs *regs);
 void ld_notes_capture_caller(int cpu, unsigned long caller);
+/* As captured; zeroes for a CPU that was not held. */
+const struct pt_regs *ld_notes_regs(int cpu);
 size_t ld_notes_bytes(void);
 unsigned int ld_notes_cpus(void);
 ssize_t ld_notes_fill(void *buf, size_t room, u64 *info_offset, u64 *info_bytes);
@@ -294,13 +297,17 @@ const void *ld_page_stop_content(unsigned long pfn);
 /* ---- classify.c ---- */
 
 u32 ld_classify(unsigned long pfn);
+/* A task of the stop had the struct page of that page in hand: see inflight.c. */
+void ld_page_in_flight(unsigned long pfn);
 void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
 
-/* ---- users.c, freelists.c: after the stop, before ld_classify_all() ---- */
+/* ---- users.c, inflight.c, freelists.c: after the stop, before ld_classify_all() ---- */
 
 int ld_users_prepare(void);
 void ld_users_release(void);
 void ld_users_mark(void);
+void ld_in_flight_look_at(unsigned long task);	/* address of a task_struct */
+void ld_in_flight_look_at_cpus(void);
 void ld_free_lists_mark(void);
 
 /* ---- watch.c ---- */
@@ -366,7 +373,7 @@ void ld_handed_init(void);
 void ld_handed_exit(void);
 void ld_handed_arm(void);
 void ld_handed_disarm(void);
-bool ld_handed_missing(void);
+u32 ld_handed_missing(void);
 void ld_handed_mark(void);
 
 /* ---- reserve.c ---- */
@@ -532,6 +539,7 @@ void ld_truth_take(void);
 void ld_truth_reported(const struct livedump_page *d);
 void ld_truth_compare(const void *page, const struct livedump_page *d);
 bool ld_truth_spoils(const struct ld_va_range *r);
+bool ld_truth_spoils_in_flight(void);
 #else
 static inline bool ld_pretend(enum livedump_refusal why) { return false; }
 static inline bool ld_measuring(void) { return false; }
@@ -542,6 +550,7 @@ static inline void ld_truth_take(void) { }
 static inline void ld_truth_reported(const struct livedump_page *d) { }
 static inline void ld_truth_compare(const void *page, const struct livedump_page *d) { }
 static inline bool ld_truth_spoils(const struct ld_va_range *r) { return false; }
+static inline bool ld_truth_spoils_in_flight(void) { return false; }
 #endif
 
 #endif /* _LIVEDUMP_H */

@@ -126,6 +126,11 @@ void ld_notes_release(void)
 	info = NULL;
 }
 
+const struct pt_regs *ld_notes_regs(int cpu)
+{
+	return &cpu_regs[cpu];
+}
+
 static size_t note_bytes(size_t name, size_t desc)
 {
 	return sizeof(struct elf64_note) + round_up(name, 4) + round_up(desc, 4);

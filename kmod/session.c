@@ -674,7 +674,7 @@ void ld_session_peek(struct livedump_stats *arg, u8 *uuid)
 	arg->registers_ns = s.times.registers_ns;
 	arg->pages_acked = atomic64_read(&ld_counters.acknowledged);
 	arg->page_tables = atomic64_read(&ld_counters.page_tables);
-	arg->unwatched = ld_watch_missing | (ld_handed_missing() ? LIVEDUMP_UNWATCHED_DMA : 0);
+	arg->unwatched = ld_watch_missing | ld_handed_missing();
 	arg->dma_pages = atomic64_read(&ld_counters.page_pool) + ld_dma_found.buffers +
 			 ld_dma_found.mapped + ld_dma_found.handed;
 	arg->dma_devices = ld_dma_found.devices;

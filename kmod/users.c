@@ -12,6 +12,8 @@
  * stop nothing and needs no lock.  The list of tasks is read under RCU by everybody, so its
  * next pointers are whole at every instant.
  *
+ * While it is at a task, it has its stack looked at for pages in flight (inflight.c).
+ *
  * Not seen: address spaces that no task had (those of EFI and of text patching).
  */
 #include <linux/mm.h>
@@ -86,6 +88,7 @@ static void look_at_thread(unsigned long task)
 
 	if (read_word(task + offsetof(struct task_struct, mm), &mm))
 		look_at_mm(mm);
+	ld_in_flight_look_at(task);
 	/* A kernel thread goes on with the tables of whoever ran before it. */
 	if (read_word(task + offsetof(struct task_struct, active_mm), &mm))
 		look_at_mm(mm);
@@ -112,6 +115,7 @@ void ld_users_mark(void)
 	const unsigned long head = (unsigned long)&init_task.tasks;
 	unsigned long node = head;
 
+	ld_in_flight_look_at_cpus();
 	threads_left = PID_MAX_LIMIT;
 	do {
 		look_at_process(node - offsetof(struct task_struct, tasks));

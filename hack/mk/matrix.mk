@@ -6,7 +6,7 @@ ROWS ?=
 
 .PHONY: test-matrix matrix-table debug-kernel
 test-matrix: host-packages build-agent build-load ## Run the module on all kernels and kinds of machines, going on where a run was stopped (out/matrix.json)
-	@CGO_ENABLED=0 go build -trimpath -o bin/test/ ./test/truth ./test/truth/hidden
+	@CGO_ENABLED=0 go build -trimpath -o bin/test/ ./test/truth ./test/truth/hidden ./test/truth/ring
 	@go run ./test/matrix/cmd/matrix $(if $(ROWS),-rows '$(ROWS)')
 
 matrix-table: ## Put out/matrix.json into docs/kernels.md

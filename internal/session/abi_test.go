@@ -107,6 +107,7 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered), "LIVEDUMP_PAGE_TABLE": uint64(PageTable),
 	"LIVEDUMP_UNWATCHED_MAPPINGS": uint64(UnwatchedMappings), "LIVEDUMP_UNWATCHED_CODE": uint64(UnwatchedCode),
 	"LIVEDUMP_UNWATCHED_ATTRIBUTES": uint64(UnwatchedAttributes), "LIVEDUMP_UNWATCHED_DMA": uint64(UnwatchedDMA),
+	"LIVEDUMP_UNWATCHED_PROGRAMS": uint64(UnwatchedPrograms),
 }
 
 // TestABI compiles the module's header and compares what the C compiler makes of it with the Go side.

@@ -300,6 +300,8 @@ const (
 	UnwatchedAttributes Unwatched = 1 << 2
 	// UnwatchedDMA: buffers that are handed to devices after the stop.
 	UnwatchedDMA Unwatched = 1 << 3
+	// UnwatchedPrograms: pages of the kernel that are mapped into programs after the stop.
+	UnwatchedPrograms Unwatched = 1 << 4
 )
 
 // Names are words for a report; nil if everything was watched.
@@ -315,6 +317,9 @@ func (u Unwatched) Names() (names []string) {
 	}
 	if u&UnwatchedDMA != 0 {
 		names = append(names, "dma")
+	}
+	if u&UnwatchedPrograms != 0 {
+		names = append(names, "programs")
 	}
 	return names
 }

@@ -39,7 +39,7 @@ import (
 // loads are all there are, in the order of "load list".
 var loads = []load{
 	allocLoad, slabLoad, vmallocLoad, forkLoad, ext4Load, xfsLoad, networkLoad,
-	moduleLoad, bpfLoad, hotplugLoad, compactLoad, thpLoad,
+	moduleLoad, bpfLoad, hotplugLoad, compactLoad, thpLoad, limitLoad,
 }
 
 func init() {
@@ -51,6 +51,9 @@ func init() {
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == churn.ChildVerb {
 		os.Exit(churn.Child(os.Args[2], os.Args[3]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == limitVerb {
+		os.Exit(limited(os.Args[2]))
 	}
 	e := &env{disks: map[string]string{}}
 	flag.Usage = func() {

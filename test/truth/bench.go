@@ -79,6 +79,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
 			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
 			{Path: guestHidden, Source: filepath.Join(o.bin, "test/hidden")},
+			{Path: guestRing, Source: filepath.Join(o.bin, "test/ring")},
 		}...),
 	})
 	if err != nil {
@@ -116,7 +117,7 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			}
 			b.o.loads = append(b.o.loads, name)
 		}
-		b.o.loads = append(b.o.loads, hiddenLoad, codeLoad)
+		b.o.loads = append(b.o.loads, hiddenLoad, codeLoad, ringLoad)
 	}
 	for _, load := range b.o.loads {
 		if err := b.underLoad(ctx, r, load, nil); err != nil {
@@ -242,6 +243,9 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 			return err
 		}
 	}
+	if run.Load == ringLoad {
+		argv = mappingRing(argv)
+	}
 	argv = b.takenOver(argv)
 	// Nothing may come and go through the guest's port meanwhile: its device writes memory, and nobody can tell which.
 	c := b.guest.Command(argv...)
@@ -279,6 +283,11 @@ func (b *bench) dump(ctx context.Context, run *Run, l *load) error {
 	defer dump.Close()
 	if run.Comparison, err = compare(dump, records, b.o.kill != ""); err != nil {
 		return err
+	}
+	if run.Load == ringLoad {
+		if err := b.checkRing(ctx, records); err != nil {
+			return errors.Join(err, b.explain(ctx, run.List))
+		}
 	}
 	if run.Load == hiddenLoad {
 		text := l.said.String()
@@ -350,7 +359,7 @@ func (b *bench) explain(ctx context.Context, list []Mismatch) error {
 }
 
 // codeLoads make the kernel load code: modules, BPF programs.
-var codeLoads = append([]string{"module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
+var codeLoads = append([]string{"limit", "module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
 
 // load is a program in the guest that keeps it busy.
 type load struct {
@@ -367,7 +376,7 @@ func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 			l.changes = changeCode
 		}
 	}
-	if name == "idle" || name == codeLoad {
+	if name == "idle" || name == codeLoad || name == ringLoad {
 		return l, nil
 	}
 	ready := provide.Running

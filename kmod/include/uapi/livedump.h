@@ -261,6 +261,7 @@ struct livedump_stats {
 #define LIVEDUMP_UNWATCHED_CODE		(1U << 1)	/* patched after the stop */
 #define LIVEDUMP_UNWATCHED_ATTRIBUTES	(1U << 2)	/* memory made writable after the stop */
 #define LIVEDUMP_UNWATCHED_DMA		(1U << 3)	/* buffers handed to devices after the stop */
+#define LIVEDUMP_UNWATCHED_PROGRAMS	(1U << 4)	/* the kernel's pages, mapped into programs after it */
 
 /*
  * TAKEOVER: makes the caller's file the owner of a frozen session whose owner is gone.

@@ -14,15 +14,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"livedump.io/test/truth/pagemap"
 )
 
 const (
@@ -46,7 +46,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fill(pages)
-	frames, err := framesOf(pages)
+	frames, err := pagemap.FramesOf(pages)
 	if err != nil {
 		return err
 	}
@@ -96,30 +96,6 @@ func check(b []byte) error {
 	return nil
 }
 
-// framesOf reads the page frames of this process's memory.
-func framesOf(b []byte) ([]string, error) {
-	f, err := os.Open("/proc/self/pagemap")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	start := addressOf(b) / uint64(os.Getpagesize())
-	raw := make([]byte, 8*len(b)/os.Getpagesize())
-	if _, err := f.ReadAt(raw, int64(start*8)); err != nil {
-		return nil, fmt.Errorf("pagemap: %w", err)
-	}
-	var frames []string
-	for ; len(raw) > 0; raw = raw[8:] {
-		const present, frame = 1 << 63, 1<<55 - 1
-		v := binary.LittleEndian.Uint64(raw)
-		if v&present == 0 || v&frame == 0 {
-			return nil, fmt.Errorf("pagemap: entry %#x has no page frame", v)
-		}
-		frames = append(frames, strconv.FormatUint(v&frame, 16))
-	}
-	return frames, nil
-}
-
 // poison has the kernel take some pages out of use, as if the memory were broken.
 func poison() string {
 	size := os.Getpagesize()
@@ -128,7 +104,7 @@ func poison() string {
 		return fmt.Sprintf("none (%v)", err)
 	}
 	fill(b)
-	frames, err := framesOf(b)
+	frames, err := pagemap.FramesOf(b)
 	if err != nil {
 		return fmt.Sprintf("none (%v)", err)
 	}
