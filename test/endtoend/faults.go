@@ -31,8 +31,10 @@ type fault struct {
 	expected string // reason of Succeeded, or gone
 	spec     func(*livedumpv1alpha1.LiveDumpSpec)
 	happen   func(b *Bench, ctx context.Context, dump *livedumpv1alpha1.LiveDump) error
-	// after, if not nil, looks at more when the LiveDump has ended, and puts back what happen has changed.
-	after func(b *Bench, ctx context.Context, ended *livedumpv1alpha1.LiveDump) error
+	// look, if not nil, looks at more when the LiveDump has ended.
+	look func(b *Bench, ctx context.Context, ended *livedumpv1alpha1.LiveDump) error
+	// putBack, if not nil, undoes what happen has changed of the cluster, however far it and the row have come.
+	putBack func(b *Bench, ctx context.Context) error
 	// reboots: the node is another boot afterwards, whose page tables are looked at from then on.
 	reboots bool
 	// takenOver: another agent has to have gone on with the dump.
@@ -51,16 +53,16 @@ const (
 var clusterFaults = []fault{
 	{name: "cluster: agent killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killAgent, takenOver: true},
 	{name: "cluster: agent's image upgraded, pod deleted", expected: livedumpv1alpha1.ReasonComplete,
-		spec: slowly("1536Ki"), happen: (*Bench).upgradeAndDelete, after: (*Bench).afterUpgrade, takenOver: true},
+		spec: slowly("1536Ki"), happen: (*Bench).upgradeAndDelete, putBack: (*Bench).downgrade, takenOver: true},
 	{name: "cluster: agent's image upgraded by a rollout", expected: livedumpv1alpha1.ReasonComplete,
-		spec: slowly("1536Ki"), happen: (*Bench).rollOut, after: (*Bench).afterUpgrade, takenOver: true},
+		spec: slowly("1536Ki"), happen: (*Bench).rollOut, putBack: (*Bench).downgrade, takenOver: true},
 	{name: "cluster: controller killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killController},
 	{name: "cluster: API server away for 60 s", expected: livedumpv1alpha1.ReasonComplete, spec: slowly("2Mi"), happen: (*Bench).apiServerAway},
 	{name: "cluster: holder evicted", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).evictHolder},
 	{name: "cluster: another LiveDump for the node", expected: livedumpv1alpha1.ReasonComplete,
-		happen: (*Bench).anotherDump, after: (*Bench).otherDumpWaited},
+		happen: (*Bench).anotherDump, look: (*Bench).otherDumpWaited},
 	{name: "cluster: node's clock set back an hour", expected: livedumpv1alpha1.ReasonComplete,
-		happen: (*Bench).setClockBack, after: (*Bench).setClockRight},
+		happen: (*Bench).setClockBack, putBack: (*Bench).setClockRight},
 	{name: "cluster: node reset", expected: livedumpv1alpha1.ReasonNodeRebooted, happen: (*Bench).resetNode, reboots: true},
 	{name: "cluster: time is up", expected: livedumpv1alpha1.ReasonDeadlineExceeded, spec: shortTime, happen: (*Bench).nothing},
 	{name: "cluster: canceled", expected: livedumpv1alpha1.ReasonCanceled, spec: slowly("2Mi"), happen: (*Bench).cancelDump},
@@ -81,7 +83,7 @@ func shortTime(spec *livedumpv1alpha1.LiveDumpSpec) {
 	spec.TimeoutSeconds = shortTimeout
 }
 
-// faults lets one after the other happen in the middle of a dump. The next LiveDump shows that the one before
+// faultTable lets one after the other happen in the middle of a dump. The next LiveDump shows that the one before
 // left nothing behind.
 func (b *Bench) faultTable(ctx context.Context) error {
 	only, err := regexp.Compile(b.Options.Faults)
@@ -98,10 +100,14 @@ func (b *Bench) faultTable(ctx context.Context) error {
 		row, err := b.fault(ctx, f, fmt.Sprintf("fault-%d", len(rows)))
 		rows = append(rows, row)
 		b.Step("  %s: %s", f.name, row.Seen)
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
+		if err == nil {
+			continue
 		}
 		problems = append(problems, err)
+		if err := b.settle(ctx); err != nil {
+			problems = append(problems, fmt.Errorf("the rows after it were not run: %w", err))
+			break
+		}
 	}
 	if len(rows) == 0 {
 		return fmt.Errorf("no fault has a name that matches %q", b.Options.Faults)
@@ -110,15 +116,42 @@ func (b *Bench) faultTable(ctx context.Context) error {
 	return errors.Join(append(problems, trial.WriteJSON(filepath.Join(b.Options.Out, "faults.json"), rows))...)
 }
 
+// settle ends what a row that failed has left, for the next row's result is to be its own.
+func (b *Bench) settle(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var dumps livedumpv1alpha1.LiveDumpList
+	if err := b.Client.List(ctx, &dumps, client.InNamespace(Namespace)); err != nil {
+		return err
+	}
+	for i := range dumps.Items {
+		if err := client.IgnoreNotFound(b.Client.Delete(ctx, &dumps.Items[i])); err != nil {
+			return err
+		}
+		if err := b.awaitGone(ctx, dumps.Items[i].Name); err != nil {
+			return err
+		}
+	}
+	return b.AwaitCleanNode(ctx)
+}
+
 func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.Row, err error) {
 	row = faultrow.Row{Fault: f.name, Expected: f.expected, Header: "?"}
 	defer func() {
 		if err != nil {
-			row.Seen += ": " + err.Error()
+			row.Explain(err)
 			err = fmt.Errorf("%s: %w", f.name, err)
 		}
 		row.OK = err == nil
 	}()
+	if f.putBack != nil {
+		defer func() {
+			if perr := f.putBack(b, ctx); perr != nil {
+				err = errors.Join(err, fmt.Errorf("put back: %w", perr))
+			}
+		}()
+	}
 	before, err := b.PageTables(ctx)
 	if err != nil {
 		return row, err
@@ -126,14 +159,8 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	if err := b.createWith(ctx, name, NodeName, ClaimName, f.spec); err != nil {
 		return row, err
 	}
-	var dump *livedumpv1alpha1.LiveDump
-	if err := b.Follow(ctx, name, "pages being written", func(d *livedumpv1alpha1.LiveDump) (bool, error) {
-		dump = d
-		if c := apimeta.FindStatusCondition(d.Status.Conditions, livedumpv1alpha1.ConditionCaptured); c != nil && c.Status != metav1.ConditionUnknown {
-			return false, fmt.Errorf("the dump was over before anything could happen: %s", summary(d))
-		}
-		return d.Status.Progress.PagesWritten > 0, nil
-	}); err != nil {
+	dump, err := b.awaitPages(ctx, name)
+	if err != nil {
 		return row, err
 	}
 	if err := f.happen(b, ctx, dump); err != nil {
@@ -144,16 +171,8 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 			return row, err
 		}
 	}
-	if f.expected == gone {
-		if err := b.awaitGone(ctx, name); err != nil {
-			return row, err
-		}
-		row.Seen = gone
-	} else {
-		if dump, err = b.AwaitEnd(ctx, name); err != nil {
-			return row, err
-		}
-		row.Seen = apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionSucceeded).Reason
+	if dump, row.Seen, err = b.outcome(ctx, f, name); err != nil {
+		return row, err
 	}
 	if row.Header, err = faultrow.Header(b.Target); err != nil {
 		return row, err
@@ -162,21 +181,15 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 		return row, errors.New(summary(dump))
 	}
 	if row.Seen == livedumpv1alpha1.ReasonComplete {
-		if err := ExpectSucceeded(dump); err != nil {
-			return row, err
-		}
-		if _, err := b.takeDump(ctx, dump, b.Target, name+".kdump"); err != nil {
-			return row, err
-		}
-		captured := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionCaptured)
-		if f.takenOver != strings.Contains(captured.Message, "taken over") {
-			return row, fmt.Errorf("taken over by another agent: want %v, but: %s", f.takenOver, captured.Message)
-		}
-	} else if err := b.expectNoDump(ctx, b.Target); err != nil {
+		err = b.expectWhole(ctx, f, dump)
+	} else {
+		err = b.expectNoDump(ctx, b.Target)
+	}
+	if err != nil {
 		return row, err
 	}
-	if f.after != nil {
-		if err := f.after(b, ctx, dump); err != nil {
+	if f.look != nil {
+		if err := f.look(b, ctx, dump); err != nil {
 			return row, err
 		}
 	}
@@ -188,6 +201,48 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	}
 	row.TablesEqual = true
 	return row, b.Guest.CheckConsole()
+}
+
+// awaitPages returns when pages of a LiveDump are being written.
+func (b *Bench) awaitPages(ctx context.Context, name string) (dump *livedumpv1alpha1.LiveDump, err error) {
+	err = b.Follow(ctx, name, "pages being written", func(d *livedumpv1alpha1.LiveDump) (bool, error) {
+		dump = d
+		if c := apimeta.FindStatusCondition(d.Status.Conditions, livedumpv1alpha1.ConditionCaptured); c != nil && c.Status != metav1.ConditionUnknown {
+			return false, fmt.Errorf("the dump was over before anything could happen: %s", summary(d))
+		}
+		return d.Status.Progress.PagesWritten > 0, nil
+	})
+	return dump, err
+}
+
+// outcome waits for the end of a LiveDump and says how it ended.
+func (b *Bench) outcome(ctx context.Context, f fault, name string) (*livedumpv1alpha1.LiveDump, string, error) {
+	if f.expected == gone {
+		if err := b.awaitGone(ctx, name); err != nil {
+			return nil, "", err
+		}
+		return nil, gone, nil
+	}
+	dump, err := b.AwaitEnd(ctx, name)
+	if err != nil {
+		return nil, "", err
+	}
+	return dump, apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionSucceeded).Reason, nil
+}
+
+// expectWhole is an error unless what is on the target is the dump that its LiveDump says, made by who was to make it.
+func (b *Bench) expectWhole(ctx context.Context, f fault, dump *livedumpv1alpha1.LiveDump) error {
+	if err := ExpectSucceeded(dump); err != nil {
+		return err
+	}
+	if _, err := b.takeDump(ctx, dump, b.Target, dump.Name+".kdump"); err != nil {
+		return err
+	}
+	captured := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionCaptured)
+	if f.takenOver != strings.Contains(captured.Message, "taken over") {
+		return fmt.Errorf("taken over by another agent: want %v, but: %s", f.takenOver, captured.Message)
+	}
+	return nil
 }
 
 func (b *Bench) awaitGone(ctx context.Context, name string) error {
@@ -266,9 +321,8 @@ func (b *Bench) awaitAgentOf(ctx context.Context, tag string) error {
 	})
 }
 
-func (b *Bench) afterUpgrade(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
-	return b.release(ctx, "upgrade", imageTag)
-}
+// downgrade puts the release back to the agent's first image and the chart's own strategy.
+func (b *Bench) downgrade(ctx context.Context) error { return b.release(ctx, "upgrade", imageTag) }
 
 // stillFrozen is an error if the dump is over, so that what happens would happen to none.
 func (b *Bench) stillFrozen(ctx context.Context) error {
@@ -360,8 +414,9 @@ func (b *Bench) setClockBack(ctx context.Context, _ *livedumpv1alpha1.LiveDump) 
 	return err
 }
 
-func (b *Bench) setClockRight(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
-	_, err := b.Guest.Run(ctx, "sh", "-ec", `date -s "@$(( $(date +%s) + 3600 ))"`)
+// setClockRight sets the node's clock to this machine's.
+func (b *Bench) setClockRight(ctx context.Context) error {
+	_, err := b.Guest.Run(ctx, "date", "-s", fmt.Sprintf("@%d", time.Now().Unix()))
 	return err
 }
 

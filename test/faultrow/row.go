@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // Row of the table.
@@ -19,6 +20,11 @@ type Row struct {
 	// Header is what block 0 of the target says: dump, in progress, failed, or empty.
 	Header string `json:"header"`
 	OK     bool   `json:"ok"`
+}
+
+// Explain adds to what was seen what was wrong with it.
+func (r *Row) Explain(err error) {
+	r.Seen = strings.TrimPrefix(r.Seen+": "+strings.NewReplacer("\n", "; ", "|", "/").Replace(err.Error()), ": ")
 }
 
 // Print shows rows as a table in Markdown, as docs/reliability.md has it.

@@ -97,6 +97,14 @@ func (b *bench) boot(ctx context.Context) error {
 	return nil
 }
 
+// bootAnew gives a kernel that is as it was.
+func (b *bench) bootAnew(ctx context.Context) error {
+	if err := errors.Join(b.guest.CheckConsole(), b.guest.Stop()); err != nil {
+		return err
+	}
+	return b.boot(ctx)
+}
+
 // otherSources is the module with another srcversion, as if it had been built from other sources.
 func otherSources(file string) ([]byte, error) {
 	ko, err := os.ReadFile(file)
@@ -174,8 +182,8 @@ func (b *bench) fault(ctx context.Context, f fault) (row faultrow.Row, err error
 	}
 	row.TablesEqual = compared == nil
 	problems = append(problems, compared)
-	if f.after != nil {
-		problems = append(problems, f.after(ctx, d))
+	if f.putBack != nil {
+		problems = append(problems, f.putBack(ctx, d))
 	}
 	if outcome != v1alpha1.ReasonComplete {
 		// The next one must succeed.
@@ -189,10 +197,11 @@ func (b *bench) fault(ctx context.Context, f fault) (row faultrow.Row, err error
 		}
 		problems = append(problems, err)
 	}
-	if err := errors.Join(problems...); err != nil {
-		row.Seen = strings.ReplaceAll(strings.ReplaceAll(outcome+": "+err.Error(), "\n", "; "), "|", "/")
+	problem := errors.Join(problems...)
+	if problem != nil {
+		row.Explain(problem)
 	}
-	row.OK = outcome == f.expected && errors.Join(problems...) == nil
+	row.OK = outcome == f.expected && problem == nil
 	return row, nil
 }
 

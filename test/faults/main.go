@@ -86,10 +86,20 @@ func run(ctx context.Context, o options) (rows []faultrow.Row, err error) {
 		}
 		row, err := b.fault(ctx, f)
 		if err != nil {
-			return append(rows, row), fmt.Errorf("%s: %w", f.name, err)
+			row.Explain(err)
 		}
 		rows = append(rows, row)
 		trial.Step("%-34s %-12s %s", row.Fault, map[bool]string{true: "as expected", false: "UNEXPECTED"}[row.OK], row.Seen)
+		if row.OK {
+			continue
+		}
+		if ctx.Err() != nil {
+			return rows, context.Cause(ctx)
+		}
+		// The next fault's result is to be its own.
+		if err := b.bootAnew(ctx); err != nil {
+			return rows, fmt.Errorf("the faults after %q were not run: %w", f.name, err)
+		}
 	}
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("no fault has a name that matches %q", o.only)

@@ -27,8 +27,8 @@ type fault struct {
 	check func(*engine.Report) error
 	// loads: modules come or go, which changes page tables by itself.
 	loads bool
-	// after, if not nil, puts back what cannot stay for the next dump.
-	after func(ctx context.Context, d *attempt) error
+	// putBack, if not nil, undoes what cannot stay for the next dump.
+	putBack func(ctx context.Context, d *attempt) error
 }
 
 // killed: the process dies at points, one after the other, and the last goes on to the end.
@@ -60,9 +60,9 @@ var faults = append(killedAtEachStep(), []fault{
 	{name: "another session", expected: v1alpha1.ReasonNodeBusy, run: otherSession},
 	{name: "module loaded already", expected: v1alpha1.ReasonComplete, run: undisturbed, check: moduleWas(module.OutcomeAdopted)},
 	{name: "other build of the module loaded", expected: v1alpha1.ReasonComplete, run: otherBuild, check: moduleWas(module.OutcomeReplaced), loads: true},
-	{name: "other build of the module in use", expected: v1alpha1.ReasonModuleRejected, run: otherBuildInUse, loads: true, after: rightBuild},
+	{name: "other build of the module in use", expected: v1alpha1.ReasonModuleRejected, run: otherBuildInUse, loads: true, putBack: rightBuild},
 	{name: "no module for this kernel", expected: v1alpha1.ReasonModuleNotFound, run: noModule},
-	{name: "signatures enforced, module not signed", expected: v1alpha1.ReasonModuleRejected, run: signaturesEnforced, loads: true, after: bootAnew},
+	{name: "signatures enforced, module not signed", expected: v1alpha1.ReasonModuleRejected, run: signaturesEnforced, loads: true, putBack: anotherBoot},
 	{name: "machine reset in the middle", expected: "interrupted by the reset", run: reset},
 }...)
 
@@ -244,16 +244,8 @@ func signaturesEnforced(ctx context.Context, d *attempt) (string, error) {
 	return d.dump(ctx)
 }
 
-// bootAnew gives a kernel that is as it was.
-func bootAnew(ctx context.Context, d *attempt) error {
-	if err := d.b.guest.CheckConsole(); err != nil {
-		return err
-	}
-	if err := d.b.guest.Stop(); err != nil {
-		return err
-	}
-	return d.b.boot(ctx)
-}
+// anotherBoot: what has been enforced is enforced until the kernel's end.
+func anotherBoot(ctx context.Context, d *attempt) error { return d.b.bootAnew(ctx) }
 
 // reset: the next boot finds a target that says what it is. Whether the new kernel's page tables stay what they are is seen from there on.
 func reset(ctx context.Context, d *attempt) (string, error) {
@@ -266,7 +258,7 @@ func reset(ctx context.Context, d *attempt) (string, error) {
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
-	if err := bootAnew(ctx, d); err != nil {
+	if err := d.b.bootAnew(ctx); err != nil {
 		return "", err
 	}
 	if d.before, err = d.b.tables(ctx); err != nil {
