@@ -44,6 +44,7 @@ type fault struct {
 const (
 	apiAway = 60 * time.Second
 	gone    = "deleted"
+	frozen  = "frozen" // the module's word
 	// shortTimeout is over before a dump without compression is written.
 	shortTimeout = 60
 	secondClaim  = "second-target"
@@ -57,7 +58,8 @@ var clusterFaults = []fault{
 	{name: "cluster: agent's image upgraded by a rollout", expected: livedumpv1alpha1.ReasonComplete,
 		spec: slowly("1536Ki"), happen: (*Bench).rollOut, putBack: (*Bench).downgrade, takenOver: true},
 	{name: "cluster: controller killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killController},
-	{name: "cluster: API server away for 60 s", expected: livedumpv1alpha1.ReasonComplete, spec: slowly("2Mi"), happen: (*Bench).apiServerAway},
+	{name: "cluster: API server away for 60 s", expected: livedumpv1alpha1.ReasonComplete, spec: slowly("1Mi"), happen: (*Bench).apiServerAway},
+	{name: "cluster: API server away, and the dump ends", expected: livedumpv1alpha1.ReasonComplete, spec: slowly("8Mi"), happen: (*Bench).apiServerAwayAtTheEnd},
 	{name: "cluster: holder evicted", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).evictHolder},
 	{name: "cluster: another LiveDump for the node", expected: livedumpv1alpha1.ReasonComplete,
 		happen: (*Bench).anotherDump, look: (*Bench).otherDumpWaited},
@@ -324,11 +326,23 @@ func (b *Bench) awaitAgentOf(ctx context.Context, tag string) error {
 // downgrade puts the release back to the agent's first image and the chart's own strategy.
 func (b *Bench) downgrade(ctx context.Context) error { return b.release(ctx, "upgrade", imageTag) }
 
+// memoryState is what the node's module says of memory, if there is one.
+func (b *Bench) memoryState(ctx context.Context) (string, error) {
+	out, err := b.Guest.Run(ctx, "sh", "-c", "cat /sys/class/misc/livedump/state || ! grep '^livedump ' /proc/modules")
+	if err != nil {
+		return "", err
+	}
+	if state := strings.TrimSpace(out.Stdout); state != "" {
+		return state, nil
+	}
+	return "no module", nil
+}
+
 // stillFrozen is an error if the dump is over, so that what happens would happen to none.
 func (b *Bench) stillFrozen(ctx context.Context) error {
-	state, err := b.Guest.ReadFile(ctx, "/sys/class/misc/livedump/state")
-	if err == nil && strings.TrimSpace(string(state)) != "frozen" {
-		err = fmt.Errorf("memory is not frozen any more (%s)", strings.TrimSpace(string(state)))
+	state, err := b.memoryState(ctx)
+	if err == nil && state != frozen {
+		err = fmt.Errorf("memory is not frozen any more (%s)", state)
 	}
 	return err
 }
@@ -344,6 +358,7 @@ func (b *Bench) killController(ctx context.Context, _ *livedumpv1alpha1.LiveDump
 	return b.Client.Delete(ctx, &pods.Items[0], client.GracePeriodSeconds(0))
 }
 
+// apiServerAway stops the API server for a minute, in which the dump goes on and does not end.
 func (b *Bench) apiServerAway(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
 	resume, err := b.Pause("kube-apiserver")
 	if err != nil {
@@ -356,6 +371,22 @@ func (b *Bench) apiServerAway(ctx context.Context, _ *livedumpv1alpha1.LiveDump)
 		return context.Cause(ctx)
 	}
 	return b.stillFrozen(ctx)
+}
+
+// apiServerAwayAtTheEnd stops the API server until memory is not frozen any more: nobody can be told then how the dump ended.
+func (b *Bench) apiServerAwayAtTheEnd(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
+	if err := b.stillFrozen(ctx); err != nil {
+		return err
+	}
+	resume, err := b.Pause("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	defer resume()
+	return cluster.Poll(ctx, "the thaw", dumpWithin, func(ctx context.Context) (bool, string, error) {
+		state, err := b.memoryState(ctx)
+		return err == nil && state != frozen, state, err
+	})
 }
 
 func (b *Bench) evictHolder(ctx context.Context, dump *livedumpv1alpha1.LiveDump) error {
