@@ -4,10 +4,13 @@
 
 # 1: leave the demo's cluster up at the end.
 KEEP ?=
-# What test-cluster checks, in this order; uninstall and stuck-kubelet are the others that there are.
+# What test-cluster checks, in this order; uninstall, stuck-kubelet and upgrade are the others that there are.
 CHECKS ?= demo,fetch,bad-specs,bad-targets,agent-killed
 
-.PHONY: demo demo-parts demo-stop test-cluster
+# What the check upgrade comes from.
+PREVIOUS := $(if $(findstring upgrade,$(CHECKS)),bin/previous)
+
+.PHONY: build-previous demo demo-parts demo-stop test-cluster
 
 # What the cluster is made of. The tools are first: on a machine that has never
 # built them they take most of the time.
@@ -21,5 +24,8 @@ demo: demo-parts ## Run the whole path once and check it (KEEP=1: leave the clus
 demo-stop: ## Stop a demo that KEEP=1 left up
 	@hack/demo-stop out/demo
 
-test-cluster: demo-parts ## The demo's path and what must happen when things go wrong, in one cluster; CHECKS=uninstall,stuck-kubelet for the rest
-	@bin/test/demo -kernel $(KERNEL) -out out/test-cluster -checks $(CHECKS) $(if $(filter 1,$(KEEP)),-keep)
+build-previous:
+	@hack/build-previous $(KERNEL) bin/previous
+
+test-cluster: demo-parts $(if $(PREVIOUS),build-previous) ## The demo's path and what must happen when things go wrong, in one cluster; CHECKS=uninstall,stuck-kubelet,upgrade for the rest
+	@bin/test/demo -kernel $(KERNEL) -out out/test-cluster -checks $(CHECKS) $(if $(PREVIOUS),-previous $(PREVIOUS)) $(if $(filter 1,$(KEEP)),-keep)

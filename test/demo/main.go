@@ -25,12 +25,13 @@ import (
 )
 
 var (
-	root   = flag.String("root", ".", "top of the source tree")
-	out    = flag.String("out", "out/demo", "directory for results and logs; what is in it is removed")
-	kernel = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
-	checks = flag.String("checks", "demo", "what to check, in this order, separated by commas: "+strings.Join(endtoend.Checks(), ", "))
-	faults = flag.String("faults", "", "regular expression of what happens in the check faults (default: everything)")
-	keep   = flag.Bool("keep", false, "leave the cluster up at the end")
+	root     = flag.String("root", ".", "top of the source tree")
+	out      = flag.String("out", "out/demo", "directory for results and logs; what is in it is removed")
+	kernel   = flag.String("kernel", "6.1", "series of Debian's kernel for the node")
+	checks   = flag.String("checks", "demo", "what to check, in this order, separated by commas: "+strings.Join(endtoend.Checks(), ", "))
+	faults   = flag.String("faults", "", "regular expression of what happens in the check faults (default: everything)")
+	previous = flag.String("previous", "", "directory with the previous release, for the check upgrade; see hack/build-previous")
+	keep     = flag.Bool("keep", false, "leave the cluster up at the end")
 )
 
 func main() {
@@ -98,6 +99,11 @@ func prepare(env *isolate.Environment) (*endtoend.Bench, error) {
 	if err != nil {
 		return nil, err
 	}
+	if *previous != "" {
+		if *previous, err = filepath.Abs(*previous); err != nil {
+			return nil, err
+		}
+	}
 	// Results of an earlier run must not pass for this one's.
 	if err := os.RemoveAll(results); err != nil {
 		return nil, err
@@ -106,7 +112,7 @@ func prepare(env *isolate.Environment) (*endtoend.Bench, error) {
 		return nil, err
 	}
 	return endtoend.New(endtoend.Options{
-		Root: top, State: env.State, Out: results, Kernel: *kernel, Faults: *faults,
+		Root: top, State: env.State, Out: results, Kernel: *kernel, Faults: *faults, Previous: *previous,
 		ReplaceHosts: func(content []byte) error { return env.ReplaceFile("/etc/hosts", content) },
 	}), nil
 }

@@ -38,7 +38,8 @@ const (
 // Images that are made from this tree; the chart gets the first two as values.
 const (
 	imageTag        = "test"
-	nextTag         = "next" // what an upgrade goes to
+	nextTag         = "next"     // what an upgrade goes to
+	previousTag     = "previous" // what an upgrade comes from
 	controllerImage = "livedump.test/livedump-controller"
 	agentImage      = "livedump.test/livedump-agent"
 	workloadImage   = "livedump.test/workload:" + imageTag
@@ -56,6 +57,8 @@ type Options struct {
 	Kernel string
 	// Faults is a regular expression: those that the check of that name lets happen. Empty: all.
 	Faults string
+	// Previous is where hack/build-previous has put the previous release. Empty: it was not built.
+	Previous string
 	// ReplaceHosts shows another /etc/hosts to this process and its children.
 	ReplaceHosts func([]byte) error
 }
@@ -131,33 +134,40 @@ func (b *Bench) Start(ctx context.Context) (context.Context, error) {
 // buildImages puts this tree's binaries into images: what the Dockerfile's final
 // stages hold, with the module for the node's kernel in the agent's.
 func (b *Bench) buildImages() (archive string, err error) {
-	bin := func(name string) string { return filepath.Join(b.Options.Root, "bin", name) }
+	bin := filepath.Join(b.Options.Root, "bin")
 	archive = filepath.Join(b.Options.State, "images.tar")
-	agent := func(tag string) image.Image {
+	agent := func(tag, bin string) image.Image {
 		return image.Image{
 			Reference: agentImage + ":" + tag,
 			Files: map[string]string{
-				"/livedump-agent": bin("livedump-agent"),
-				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": bin("kmod/" + b.kernel.Release + "/livedump.ko"),
+				"/livedump-agent": filepath.Join(bin, "livedump-agent"),
+				"/opt/lib/modules/" + b.kernel.Release + "/livedump.ko": filepath.Join(bin, "kmod", b.kernel.Release, "livedump.ko"),
 			},
 			Entrypoint: []string{"/livedump-agent"},
 		}
 	}
-	return archive, image.WriteArchive(archive,
-		image.Image{
-			Reference: cluster.PauseImage, User: "65535:65535",
-			Files: map[string]string{"/pause": bin("test/pause")}, Entrypoint: []string{"/pause"},
-		},
-		image.Image{
-			Reference: workloadImage, Directories: []string{"/tmp"},
-			Files: map[string]string{"/workload": bin("test/workload")}, Entrypoint: []string{"/workload"},
-		},
-		image.Image{
-			Reference: controllerImage + ":" + imageTag, User: "65532:65532",
-			Files:      map[string]string{"/livedump-controller": bin("livedump-controller")},
+	controller := func(tag, bin string) image.Image {
+		return image.Image{
+			Reference: controllerImage + ":" + tag, User: "65532:65532",
+			Files:      map[string]string{"/livedump-controller": filepath.Join(bin, "livedump-controller")},
 			Entrypoint: []string{"/livedump-controller"},
+		}
+	}
+	images := []image.Image{
+		{
+			Reference: cluster.PauseImage, User: "65535:65535",
+			Files: map[string]string{"/pause": filepath.Join(bin, "test/pause")}, Entrypoint: []string{"/pause"},
 		},
-		agent(imageTag), agent(nextTag))
+		{
+			Reference: workloadImage, Directories: []string{"/tmp"},
+			Files: map[string]string{"/workload": filepath.Join(bin, "test/workload")}, Entrypoint: []string{"/workload"},
+		},
+		controller(imageTag, bin), agent(imageTag, bin), agent(nextTag, bin),
+	}
+	if b.Options.Previous != "" {
+		images = append(images, controller(previousTag, b.Options.Previous), agent(previousTag, b.Options.Previous))
+	}
+	return archive, image.WriteArchive(archive, images...)
 }
 
 // install installs the chart and waits until the controller is available.
@@ -172,9 +182,13 @@ func (b *Bench) install(ctx context.Context) error {
 
 // release installs or upgrades the chart, with the agent's image of a tag.
 func (b *Bench) release(ctx context.Context, verb, agentTag string, more ...string) error {
-	_, err := b.Helm(ctx, append([]string{verb, "livedump", filepath.Join(b.Options.Root, "charts/livedump"),
-		"--namespace=" + Namespace,
-		"--set-string=controller.image.repository=" + controllerImage, "--set-string=controller.image.tag=" + imageTag,
+	return b.releaseOf(ctx, verb, filepath.Join(b.Options.Root, "charts/livedump"), imageTag, agentTag, more...)
+}
+
+// releaseOf installs or upgrades a chart, with the images of two tags.
+func (b *Bench) releaseOf(ctx context.Context, verb, chart, controllerTag, agentTag string, more ...string) error {
+	_, err := b.Helm(ctx, append([]string{verb, "livedump", chart, "--namespace=" + Namespace,
+		"--set-string=controller.image.repository=" + controllerImage, "--set-string=controller.image.tag=" + controllerTag,
 		"--set-string=agent.image.repository=" + agentImage, "--set-string=agent.image.tag=" + agentTag}, more...)...)
 	return err
 }

@@ -24,6 +24,7 @@ var checks = []check{
 	{"agent-killed", "another agent goes on with the dump of one that was killed", (*Bench).killedAgent},
 	{"stuck-kubelet", "a node whose kubelet starts no pods is dumped by a warm agent, to a local volume", (*Bench).stuckKubelet},
 	{"uninstall", "the release is removed while a dump runs, and nothing stays behind", (*Bench).uninstalled},
+	{"upgrade", "the previous release is upgraded while its agent is at work, which goes on to the end", (*Bench).upgraded},
 	{"faults", "what goes wrong in the middle of a dump leaves it whole, or failed for the right reason", (*Bench).faultTable},
 }
 

@@ -183,7 +183,7 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 		return row, errors.New(summary(dump))
 	}
 	if row.Seen == livedumpv1alpha1.ReasonComplete {
-		err = b.expectWhole(ctx, f, dump)
+		err = b.expectWhole(ctx, dump, f.takenOver)
 	} else {
 		err = b.expectNoDump(ctx, b.Target)
 	}
@@ -232,8 +232,9 @@ func (b *Bench) outcome(ctx context.Context, f fault, name string) (*livedumpv1a
 	return dump, apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionSucceeded).Reason, nil
 }
 
-// expectWhole is an error unless what is on the target is the dump that its LiveDump says, made by who was to make it.
-func (b *Bench) expectWhole(ctx context.Context, f fault, dump *livedumpv1alpha1.LiveDump) error {
+// expectWhole is an error unless what is on the target is the dump that its LiveDump says, and another agent has gone on with it
+// if one was to.
+func (b *Bench) expectWhole(ctx context.Context, dump *livedumpv1alpha1.LiveDump, takenOver bool) error {
 	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
@@ -241,8 +242,8 @@ func (b *Bench) expectWhole(ctx context.Context, f fault, dump *livedumpv1alpha1
 		return err
 	}
 	captured := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionCaptured)
-	if f.takenOver != strings.Contains(captured.Message, "taken over") {
-		return fmt.Errorf("taken over by another agent: want %v, but: %s", f.takenOver, captured.Message)
+	if takenOver != strings.Contains(captured.Message, "taken over") {
+		return fmt.Errorf("taken over by another agent: want %v, but: %s", takenOver, captured.Message)
 	}
 	return nil
 }
