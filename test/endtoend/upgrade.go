@@ -77,7 +77,11 @@ func (b *Bench) upgradeUnderAgent(ctx context.Context) (err error) {
 		_, cerr := b.Guest.Run(ctx, "sh", "-c", "kill -CONT $(pidof livedump-agent)")
 		err = errors.Join(err, cerr)
 	}()
-	if err := b.release(ctx, "upgrade", imageTag, "--wait", "--timeout=5m"); err != nil {
+	// helm's own waiting would be for the agent too, which stands still.
+	if err := b.release(ctx, "upgrade", imageTag); err != nil {
+		return err
+	}
+	if _, err := b.Kubectl(ctx, nil, "--namespace="+Namespace, "rollout", "status", "deployment/livedump-controller", "--timeout=5m"); err != nil {
 		return err
 	}
 	b.Step("  upgraded to this release")
