@@ -5,10 +5,13 @@
 # names begin with that; any other for those that need none.
 FAULTS ?=
 
+FAULTS_IN_CLUSTER = bin/test/demo -kernel $(KERNEL) -out out/faults-cluster -checks faults -faults '$(FAULTS)'
+
 .PHONY: test-faults test-faults-guest test-faults-cluster
 ifeq ($(FAULTS),)
-test-faults: test-faults-cluster build-faults ## Kill the agent at each of its steps, break its target and more, in a guest and in a cluster (out/faults.json); FAULTS=regex selects
-	@bin/test/faults -kernel $(KERNEL) -out out/faults -with out/faults-cluster/faults.json
+test-faults: demo-parts build-faults ## Kill the agent at each of its steps, break its target and more, in a guest and in a cluster (out/faults.json); FAULTS=regex selects
+	@rc=0; $(FAULTS_IN_CLUSTER) || rc=$$?; \
+		bin/test/faults -kernel $(KERNEL) -out out/faults -with out/faults-cluster/faults.json || rc=$$?; exit $$rc
 else
 test-faults: $(if $(findstring cluster,$(FAULTS)),test-faults-cluster,test-faults-guest)
 endif
@@ -17,7 +20,7 @@ test-faults-guest: build-faults
 	@bin/test/faults -kernel $(KERNEL) -faults '$(FAULTS)' -out out/faults
 
 test-faults-cluster: demo-parts
-	@bin/test/demo -kernel $(KERNEL) -out out/faults-cluster -checks faults -faults '$(FAULTS)'
+	@$(FAULTS_IN_CLUSTER)
 
 .PHONY: build-faults
 build-faults: kmod kmod-test build-agent build-load
