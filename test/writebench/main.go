@@ -29,9 +29,7 @@ type options struct {
 	memory   string // directory in memory, for the dumps
 	disk     string // directory on a disk, for what is compared with direct I/O
 	runs     int
-	// makedumpfile is a program that takes the place of Debian's.
-	makedumpfile string
-	simulate     simulation
+	simulate simulation
 }
 
 func main() {
@@ -42,7 +40,6 @@ func main() {
 	flag.StringVar(&o.memory, "memory", "/dev/shm", "`directory` on tmpfs for the dumps")
 	flag.StringVar(&o.disk, "disk", "", "`directory` on a disk (default: in the cache)")
 	flag.IntVar(&o.runs, "runs", 5, "how often each tool runs; the medians count. 0: only the simulation")
-	flag.StringVar(&o.makedumpfile, "makedumpfile", "", "`program` to compare with (default: Debian's, which is built without snappy)")
 	flag.IntVar(&o.simulate.ramGiB, "simulate-ram", 1024, "memory of the made-up node in `GiB`, 0: no simulation")
 	flag.IntVar(&o.simulate.kernelGiB, "simulate-kernel", 64, "kernel pages of the made-up node in `GiB`")
 	flag.StringVar(&o.simulate.compression, "simulate-compression", "zstd", "`codec` of the simulation")
@@ -133,7 +130,7 @@ func (o *options) compare(ctx context.Context, r *result) error {
 	if err != nil {
 		return err
 	}
-	m, err := findMakedumpfile(ctx, o.makedumpfile)
+	m, err := findMakedumpfile(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,7 +147,7 @@ func (o *options) compare(ctx context.Context, r *result) error {
 		contests[1].others = m.settings(image, "snappy", "-p")
 	} else {
 		contests[1].others = m.settings(image, "lzo", "-l")
-		r.Notes = append(r.Notes, "Debian's makedumpfile is built without snappy: livedump's snappy is compared with its LZO, the fastest codec that it has")
+		r.Notes = append(r.Notes, "makedumpfile with snappy could not be built: livedump's snappy is compared with the LZO of Debian's, the fastest codec that it has")
 	}
 	for _, c := range contests {
 		if err := c.run(ctx, o.runs, r); err != nil {
@@ -189,6 +186,15 @@ func (c *contest) run(ctx context.Context, runs int, r *result) error {
 				return err
 			}
 			r.Runs = append(r.Runs, m)
+			if m.Failed != "" {
+				if t.name == c.ours.name {
+					return fmt.Errorf("%s: %s", t.name, m.Failed)
+				}
+				r.Notes = append(r.Notes, t.name+" failed and is left out: "+m.Failed)
+				fmt.Printf("write-bench: %-28s failed and is left out: %s\n", t.name, m.Failed)
+				stopped[t.name] = true
+				continue
+			}
 			seconds[t.name] = append(seconds[t.name], m.Seconds)
 			size[t.name] = m.BytesOut
 			stopped[t.name] = m.TimedOut
@@ -201,9 +207,12 @@ func (c *contest) run(ctx context.Context, runs int, r *result) error {
 	}
 	fastest := ""
 	for _, t := range c.others {
-		if fastest == "" || median(seconds[t.name]) < median(seconds[fastest]) {
+		if len(seconds[t.name]) > 0 && (fastest == "" || median(seconds[t.name]) < median(seconds[fastest])) {
 			fastest = t.name
 		}
+	}
+	if fastest == "" {
+		return fmt.Errorf("%s: there is nothing to compare with", c.compression)
 	}
 	for name, s := range seconds {
 		r.Medians[name] = median(s)

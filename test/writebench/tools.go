@@ -30,6 +30,7 @@ type measurement struct {
 	CPUSeconds  float64 `json:"cpu_seconds"`
 	RSSKiB      int64   `json:"rss_kib"`
 	TimedOut    bool    `json:"timed_out,omitempty"` // seconds is a lower bound
+	Failed      string  `json:"failed,omitempty"`    // what it said; seconds do not count then
 }
 
 // runner is a tool with its settings.
@@ -66,7 +67,13 @@ func (t *runner) run(ctx context.Context, dir string, limit time.Duration) (meas
 	m.Seconds = time.Since(start).Seconds()
 	m.TimedOut = errors.Is(ctx.Err(), context.DeadlineExceeded)
 	if err != nil && !m.TimedOut {
-		return m, fmt.Errorf("%s: %w: %s", t.name, err, strings.TrimSpace(said.String()))
+		if ctx.Err() != nil {
+			return m, ctx.Err()
+		}
+		// Progress is shown in one line, over and over.
+		lines := strings.FieldsFunc(strings.TrimSpace(said.String()), func(r rune) bool { return r == '\n' || r == '\r' })
+		m.Failed = fmt.Sprintf("%v: %s", err, strings.Join(lines[max(0, len(lines)-2):], ": "))
+		return m, nil
 	}
 	m.CPUSeconds = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	m.RSSKiB = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
@@ -121,7 +128,7 @@ func (o *options) copyDirect(image string) runner {
 	}
 }
 
-// makedumpfile is Debian's, in a chroot, run without the chroot by the loader there: a chroot and its
+// makedumpfile is a program in a chroot, run without the chroot by the loader there: a chroot and its
 // mounts would be part of the time.
 type makedumpfile struct {
 	command []string
@@ -129,16 +136,20 @@ type makedumpfile struct {
 	snappy  bool
 }
 
-// findMakedumpfile takes Debian's, unless there is a program of somebody's own.
-func findMakedumpfile(ctx context.Context, own string) (*makedumpfile, error) {
-	m := &makedumpfile{command: []string{own}}
-	if own == "" {
-		command, err := debianMakedumpfile(ctx)
-		if err != nil {
+// findMakedumpfile builds one that has every codec. Where its source cannot be had it is Debian's.
+func findMakedumpfile(ctx context.Context) (*makedumpfile, error) {
+	program := "usr/local/bin/makedumpfile"
+	root, err := guest.Hack(ctx, "makedumpfile")
+	if err != nil {
+		fmt.Println("write-bench:", err)
+		program = "usr/bin/makedumpfile"
+		if root, err = guest.Hack(ctx, "debian-chroot", "trixie", "judge", "crash", "python3-drgn", "makedumpfile"); err != nil {
 			return nil, err
 		}
-		m.command = command
 	}
+	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	m := &makedumpfile{command: []string{filepath.Join(root, "usr/lib64/ld-linux-x86-64.so.2"), "--library-path",
+		libs + ":" + filepath.Join(libs, "elfutils"), filepath.Join(root, program)}}
 	out, err := exec.CommandContext(ctx, m.command[0], append(m.command[1:], "-v")...).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("makedumpfile -v: %w: %s", err, out)
@@ -147,16 +158,6 @@ func findMakedumpfile(ctx context.Context, own string) (*makedumpfile, error) {
 	m.snappy = strings.Contains(string(out), "snappy\tenabled")
 	fmt.Println("write-bench:", m.version)
 	return m, nil
-}
-
-func debianMakedumpfile(ctx context.Context) ([]string, error) {
-	root, err := guest.Hack(ctx, "debian-chroot", "trixie", "judge", "crash", "python3-drgn", "makedumpfile")
-	if err != nil {
-		return nil, err
-	}
-	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
-	return []string{filepath.Join(root, "usr/lib64/ld-linux-x86-64.so.2"), "--library-path",
-		libs + ":" + filepath.Join(libs, "elfutils"), filepath.Join(root, "usr/bin/makedumpfile")}, nil
 }
 
 // settings are makedumpfile on one CPU and on two.
