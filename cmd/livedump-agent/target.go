@@ -20,8 +20,8 @@ import (
 
 // targetFlags say where "dump" writes to: one of them is required.
 type targetFlags struct {
-	device  string
-	output  string
+	devices []string // more than one: the dump is split among them
+	outputs []string
 	stdout  bool
 	connect string
 
@@ -30,17 +30,28 @@ type targetFlags struct {
 }
 
 func (t *targetFlags) add(flags *flag.FlagSet) {
-	flags.StringVar(&t.device, "device", "", "block `device` that is overwritten with the dump")
-	flags.StringVar(&t.output, "output", "", "`file` for the dump")
+	flags.Func("device", "block `device` that is overwritten with the dump; if given several times, the dump is split among them", another(&t.devices))
+	flags.Func("output", "`file` for the dump; if given several times, the dump is split among them", another(&t.outputs))
 	flags.BoolVar(&t.stdout, "stdout", false, "write the dump to standard output, as a flattened stream; the report then goes to standard error")
 	flags.StringVar(&t.connect, "connect", "", "`address` (host:port) of a \"livedump receive\" that gets the dump, as a flattened stream")
 	flags.StringVar(&t.ca, "ca", "", "`file` with the certificates, in PEM, that the receiver's must come from (default: those of the system)")
 	flags.StringVar(&t.serverName, "server-name", "", "`name` that the receiver's certificate must have (default: the host of the address)")
 }
 
+// another appends to a flag's values.
+func another(values *[]string) func(string) error {
+	return func(v string) error {
+		if v == "" {
+			return errors.New("it is empty")
+		}
+		*values = append(*values, v)
+		return nil
+	}
+}
+
 func (t *targetFlags) check() error {
 	n := 0
-	for _, set := range []bool{t.device != "", t.output != "", t.stdout, t.connect != ""} {
+	for _, set := range []bool{len(t.devices) > 0, len(t.outputs) > 0, t.stdout, t.connect != ""} {
 		if set {
 			n++
 		}
@@ -69,15 +80,23 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 		}
 		return engine.Stream(o), nil
 	}
-	path, err := filepath.Abs(t.device + t.output) // one of them is empty
-	if err != nil {
-		return nil, err
+	var opens []engine.Open
+	for _, p := range append(t.devices, t.outputs...) { // one of them is empty
+		path, err := filepath.Abs(p)
+		if err != nil {
+			return nil, err
+		}
+		if len(t.outputs) > 0 {
+			opens = append(opens, engine.File(path, policy))
+			continue
+		}
+		find := func() (blockdev.ID, error) { return node.Host.Resolve(path) }
+		opens = append(opens, node.Device(find, blockdev.Need{Policy: policy, Session: session}))
 	}
-	if t.output != "" {
-		return engine.File(path, policy), nil
+	if len(opens) == 1 {
+		return opens[0], nil
 	}
-	find := func() (blockdev.ID, error) { return node.Host.Resolve(path) }
-	return node.Device(find, blockdev.Need{Policy: policy, Session: session}), nil
+	return engine.Parts(opens...), nil
 }
 
 // limitCPUs keeps the process to so many CPUs, 0 being as many as it has, until restore.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,14 @@ type converted struct {
 	Lost    uint64  `json:"lost"`
 	Seconds float64 `json:"seconds"`
 	SHA256  string  `json:"sha256,omitempty"`
+
+	Parts []convertedPart `json:"parts,omitempty"`
+}
+
+type convertedPart struct {
+	File   string `json:"file"`
+	Bytes  uint64 `json:"bytes"`
+	SHA256 string `json:"sha256,omitempty"`
 }
 
 func newConvert() *cobra.Command {
@@ -32,12 +41,15 @@ func newConvert() *cobra.Command {
 	var recipients []string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "convert SOURCE FILE",
+		Use:   "convert SOURCE... FILE",
 		Short: "Make a dump of another: in another format or compression, or with fewer pages",
 		Long: `Make a dump of another: in another format or compression, or with fewer pages. SOURCE is a
 kdump-compressed dump, plain or flattened, or an ELF vmcore (of livedump, /proc/vmcore, makedumpfile -E or QEMU).
 
 A flattened stream becomes the plain dump that it holds, byte for byte, if nothing else is asked for.
+
+Of a split dump all parts are named, in any order. --split 2 makes such a one: FILE.1 and FILE.2, which readers take
+together.
 
 An encrypted SOURCE takes --identity; --recipient encrypts FILE, which then is an age file.
 
@@ -45,10 +57,13 @@ An ELF vmcore is not compressed, and has holes where there are no pages.
 
 FILE gets its name when it is complete. Pages are left out by their classes, which dumps of livedump
 know; of others only zero pages can be left out.`,
-		Args: exactArgs(2),
+		Args: minimumArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if o.Codec, err = kdump.ParseCodec(compression); err != nil {
 				return wrongUsage{err}
+			}
+			if o.Parts < 1 || o.Parts > maxParts {
+				return usageError("--split %d: want 1 to %d", o.Parts, maxParts)
 			}
 			if o.DumpLevel < 0 || o.DumpLevel > 31 {
 				return usageError("--dump-level %d: want 0 to 31", o.DumpLevel)
@@ -63,16 +78,22 @@ know; of others only zero pages can be left out.`,
 			if err != nil {
 				return err
 			}
+			// A write that waits in the kernel keeps the processor that Go has given it.
+			if o.Workers == 0 {
+				o.Workers = runtime.GOMAXPROCS(0)
+			}
+			runtime.GOMAXPROCS(max(o.Workers, runtime.GOMAXPROCS(0)) + writersWaiting)
 			start := time.Now()
 			progress := newProgress(cmd.ErrOrStderr())
-			flattened, err := convert.IsFlattened(args[0])
+			sources, file := args[:len(args)-1], args[len(args)-1]
+			flattened, err := convert.IsFlattened(sources[0])
 			if err != nil {
 				return err
 			}
-			if flattened && !changesContent(cmd) && o.Format != format.Flattened {
-				return rearrange(cmd, args[0], args[1], progress, asJSON)
+			if flattened && len(sources) == 1 && !changesContent(cmd) && o.Format != format.Flattened {
+				return rearrange(cmd, sources[0], file, progress, asJSON)
 			}
-			s, err := convert.Open(args[0], keys...)
+			s, err := convert.OpenAll(sources, keys...)
 			if err != nil {
 				return err
 			}
@@ -82,15 +103,22 @@ know; of others only zero pages can be left out.`,
 			}
 			stop := func() {}
 			o.Progress = func(ask func() kdump.Progress) { stop = progress.follow(ask) }
-			sum, err := convert.Run(cmd.Context(), s, args[1], o)
+			sum, err := convert.Run(cmd.Context(), s, file, o)
 			stop()
 			progress.clear()
 			if err != nil {
 				return err
 			}
-			c := converted{File: args[1], Format: o.Format.String(), Bytes: sum.Bytes, Pages: sum.Pages, Lost: sum.Lost,
+			c := converted{File: file, Format: o.Format.String(), Bytes: sum.Bytes, Pages: sum.Pages, Lost: sum.Lost,
 				Seconds: time.Since(start).Seconds()}
-			if o.Verify || len(o.Recipients) > 0 {
+			for i, p := range sum.Parts {
+				part := convertedPart{File: convert.PartName(file, i), Bytes: p.Bytes}
+				if o.Verify || len(o.Recipients) > 0 {
+					part.SHA256 = fmt.Sprintf("%x", p.SHA256)
+				}
+				c.Parts = append(c.Parts, part)
+			}
+			if (o.Verify || len(o.Recipients) > 0) && c.Parts == nil {
 				c.SHA256 = fmt.Sprintf("%x", sum.SHA256)
 			}
 			if asJSON {
@@ -105,6 +133,7 @@ know; of others only zero pages can be left out.`,
 	cmd.Flags().StringVar(&compression, "compression", "zstd", "`codec` of the pages: zstd, zlib, snappy or none")
 	cmd.Flags().IntVar(&o.Level, "level", 0, "`level` of zstd (1 to 4) or zlib (1 to 9), 0: the fastest")
 	cmd.Flags().IntVar(&o.DumpLevel, "dump-level", 0, "page classes to leave out besides those that are left out already, makedumpfile's `bits`")
+	cmd.Flags().IntVar(&o.Parts, "split", 1, "split the result among so many `files`: FILE.1, FILE.2, ...")
 	cmd.Flags().IntVar(&o.Workers, "workers", 0, "compress so many pages at once (0: one for each CPU)")
 	cmd.Flags().BoolVar(&o.Verify, "verify", false, "read the result back and compare it with what was written")
 	cmd.Flags().StringArrayVarP(&recipients, "recipient", "r", nil, "encrypt the result for this public `key` of age-keygen (age1...); may be given several times")
@@ -113,9 +142,15 @@ know; of others only zero pages can be left out.`,
 	return cmd
 }
 
+// writersWaiting is how many writes are in the kernel most of the time.
+const writersWaiting = 2
+
+// maxParts bounds memory: each part has buffers of its own.
+const maxParts = 16
+
 // changesContent says whether flags ask for other bytes than the source's.
 func changesContent(cmd *cobra.Command) bool {
-	for _, name := range []string{"compression", "level", "dump-level", "format", "recipient"} {
+	for _, name := range []string{"compression", "level", "dump-level", "format", "recipient", "split"} {
 		if cmd.Flags().Changed(name) {
 			return true
 		}

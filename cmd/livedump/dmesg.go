@@ -20,17 +20,17 @@ func newDmesg() *cobra.Command {
 	var ids identities
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "dmesg FILE",
+		Use:   "dmesg FILE...",
 		Short: "Print the kernel's log from a dump or an ELF vmcore",
 		Long: `Print the kernel's log as it was at the instant of the dump. VMCOREINFO in the dump is enough for
-that: no debug information of the kernel is needed.`,
-		Args: exactArgs(1),
+that: no debug information of the kernel is needed. Of a split dump name all parts.`,
+		Args: minimumArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			keys, err := ids.read()
 			if err != nil {
 				return err
 			}
-			s, err := convert.Open(args[0], keys...)
+			s, err := convert.OpenAll(args, keys...)
 			if err != nil {
 				return err
 			}

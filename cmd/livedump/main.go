@@ -40,6 +40,16 @@ func exactArgs(n int) cobra.PositionalArgs {
 	}
 }
 
+// minimumArgs is cobra.MinimumNArgs with the exit status of a mistake.
+func minimumArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.MinimumNArgs(n)(cmd, args); err != nil {
+			return usageError("%w\nusage: %s", err, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -29,6 +29,8 @@ type Options struct {
 	Workers int
 	// Verify reads the result back and compares it with what was meant to be written.
 	Verify bool
+	// Parts, if there are more than one, are the files that a kdump-compressed dump is split among: their names are PartName.
+	Parts int
 	// Recipients, if there are any, can decrypt the result; nobody else can read it. Not for ELF.
 	Recipients []age.Recipient
 	// Progress, if not nil, is given the Writer's progress to ask for.
@@ -64,6 +66,9 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
+	if s.part != nil {
+		return sum, fmt.Errorf("%w: %s; name all parts", ErrPart, s.Format)
+	}
 	meta := s.Meta
 	level := meta.DumpLevel | o.DumpLevel
 	filter := level != meta.DumpLevel
@@ -77,7 +82,7 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 	if err != nil {
 		return sum, err
 	}
-	out, err := create(path, room+16*int64(s.Lost)+kdump.PageSize, meta.Session, o)
+	out, err := createAll(path, room+16*int64(s.Lost)+kdump.PageSize, meta.Session, o)
 	if err != nil {
 		return sum, err
 	}
@@ -101,6 +106,28 @@ func Run(ctx context.Context, s *Source, path string, o Options) (sum kdump.Summ
 		return sum, errors.Join(err, w.Abort(err))
 	}
 	return sum, nil
+}
+
+// PartName is the name of the i-th part, from 0, of a dump that is split among files.
+func PartName(path string, i int) string { return fmt.Sprintf("%s.%d", path, i+1) }
+
+// createAll makes the files that are written to: one, or as many as there are parts.
+func createAll(path string, room int64, session kdump.Session, o Options) (target.Target, error) {
+	if o.Parts <= 1 {
+		return create(path, room, session, o)
+	}
+	if o.Format != format.Kdump && o.Format != format.Natural {
+		return nil, fmt.Errorf("%w: only a kdump-compressed dump can be split", format.ErrFormat)
+	}
+	parts := &target.Parts{}
+	for i := range o.Parts {
+		t, err := create(PartName(path, i), room, session, o)
+		if err != nil {
+			return nil, errors.Join(err, parts.Close())
+		}
+		parts.Parts = append(parts.Parts, t.(target.Random)) // as all but a flattened stream are
+	}
+	return parts, nil
 }
 
 // create makes the file that is written to, encrypted if it is to be.

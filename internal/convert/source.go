@@ -31,6 +31,8 @@ type Source struct {
 	count func(keep func(c kdump.Class, zero bool) bool) (uint64, error) // nil: the pages' classes are not known
 	read  kernelmem.PageReader
 	close func() error
+	part  *kdump.PFNRange // which page frames it is about, if it is one part of a split dump
+	dump  *kdump.Reader   // nil of an ELF vmcore
 	info  func() (kdump.Info, error)
 	// verify is nil if there is nothing to compare the dump with.
 	verify func(ctx context.Context, o kdump.VerifyOptions) (kdump.Report, error)
@@ -160,6 +162,11 @@ func sourceOf(path string, r *kdump.Reader, closeAll func() error) (*Source, err
 			_, err := r.ReadPage(pfn, b)
 			return err
 		},
+	}
+	s.dump = r
+	if part, is := r.Part(); is {
+		s.part = &part
+		s.Format += fmt.Sprintf(", the part with page frames %#x to %#x", part.Start, part.End-1)
 	}
 	if rec := r.Record(); rec != nil {
 		s.count, s.Lost = r.CountPages, rec.Lost

@@ -60,6 +60,12 @@ func (f Format) String() string {
 // For is the format that a dump to the target really gets, or an error if the target cannot take the one that is asked for.
 func (f Format) For(t target.Target) (Format, error) {
 	random := t.Abilities().RandomAccess
+	if _, ok := t.(*target.Parts); ok {
+		if f != Natural && f != Kdump {
+			return 0, fmt.Errorf("%w: only a kdump-compressed dump can be split among several targets", ErrFormat)
+		}
+		return Kdump, nil
+	}
 	switch {
 	case f == Natural && random:
 		return Kdump, nil
@@ -130,6 +136,9 @@ func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (
 	f, err := f.For(t)
 	if err != nil {
 		return nil, err
+	}
+	if parts, ok := t.(*target.Parts); ok {
+		return newSplit(parts, meta, opts)
 	}
 	random, _ := t.(target.Random)
 	if f != Flattened {

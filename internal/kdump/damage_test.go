@@ -184,7 +184,6 @@ func TestOtherTargets(t *testing.T) {
 		"huge sub header":       {put32(432, 1<<31-1), ErrTruncated, ""},
 		"odd bitmaps":           {put32(436, 3), ErrDamaged, "bitmaps"},
 		"huge bitmaps":          {put32(436, 1<<32-2), ErrTruncated, "bitmaps"},
-		"split":                 {put64(4096+12, 1), ErrVersion, "split"},
 		"max_mapnr zero":        {put64(4096+96, 0), ErrDamaged, "max_mapnr"},
 		"max_mapnr huge":        {put64(4096+96, 1<<60), ErrDamaged, "max_mapnr"},
 		"max_mapnr and bitmaps": {put64(4096+96, 40000), ErrDamaged, "bitmaps"},

@@ -18,6 +18,9 @@ type Summary struct {
 	Lost      uint64
 	Uncovered uint64
 	ZeroPages uint64 // of Pages
+
+	// Parts, if the dump is split: each by itself. SHA256 is zeros then, and the other numbers are sums.
+	Parts []Summary
 }
 
 // Finish makes the target a dump: it writes what is left, syncs, reads everything back and compares
@@ -31,21 +34,8 @@ func (w *Writer) Finish(ctx context.Context) (Summary, error) {
 	if !w.closeIntake() {
 		return Summary{}, w.closedError()
 	}
-	// Whichever comes first, the end of ctx or Abort, ends both the writes and the read-back.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() { w.failure.set(context.Cause(ctx)) })
-	defer stop()
-	finished := make(chan struct{})
-	defer close(finished)
-	go func() {
-		select {
-		case <-w.failure.done:
-			cancel(w.failure.err)
-		case <-finished:
-		}
-	}()
-
+	ctx, release := w.failure.bind(ctx)
+	defer release()
 	s, err := w.finish(ctx)
 	if err != nil {
 		return Summary{}, w.fail(err)
@@ -54,6 +44,26 @@ func (w *Writer) Finish(ctx context.Context) (Summary, error) {
 	w.halt()
 	w.setStep("Done")
 	return s, nil
+}
+
+// bind makes a context that ends when a failure is set, and has the failure set when ctx ends: whichever comes first, the end
+// of ctx or Abort, ends both the writes and the read-back.
+func (f *failure) bind(ctx context.Context) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(ctx, func() { f.set(context.Cause(ctx)) })
+	finished := make(chan struct{})
+	go func() {
+		select {
+		case <-f.done:
+			cancel(f.err)
+		case <-finished:
+		}
+	}()
+	return ctx, func() {
+		close(finished)
+		stop()
+		cancel(nil)
+	}
 }
 
 func (w *Writer) finish(ctx context.Context) (Summary, error) {
@@ -70,59 +80,80 @@ func (w *Writer) finish(ctx context.Context) (Summary, error) {
 	if w.form.elf != nil {
 		return w.finishELF(ctx)
 	}
-	w.setStep("Finishing")
-
-	rec := w.completeRecord()
-	rec.DataOffset = uint64(w.layout.dataOffset)
-	rec.ChunkBytes = uint32(w.layout.chunkBytes)
-	if err := w.writeTail(&rec); err != nil {
-		return Summary{}, err
-	}
-	hdr, err := w.writeMetadata()
+	e, err := w.writeRest()
 	if err != nil {
-		return Summary{}, err
-	}
-	if err := w.disk.wait(); err != nil {
 		return Summary{}, err
 	}
 	w.index.free()
 	w.index = nil
-	if err := w.writeSums(&rec); err != nil {
+	defer e.free()
+	if err := w.verify(ctx, e, e.rec.Size); err != nil {
 		return Summary{}, err
+	}
+	if err := w.writeBlock0(e.block.b); err != nil {
+		return Summary{}, err
+	}
+	return e.summary(), nil
+}
+
+// ending is a dump that lacks nothing but block 0.
+type ending struct {
+	rec   Record
+	hdr   header
+	block *aligned // what block 0 will be
+	sum   [sha256.Size]byte
+}
+
+func (e *ending) free() { e.block.free() }
+
+func (e *ending) summary() Summary {
+	return Summary{
+		Bytes: e.rec.Size, SHA256: e.sum,
+		Pages: e.rec.Pages, Lost: e.rec.Lost, Uncovered: e.rec.Uncovered, ZeroPages: e.rec.ZeroPages,
+	}
+}
+
+// writeRest writes and syncs everything but block 0.
+func (w *Writer) writeRest() (*ending, error) {
+	w.setStep("Finishing")
+	e := &ending{rec: w.completeRecord()}
+	e.rec.DataOffset = uint64(w.layout.dataOffset)
+	e.rec.ChunkBytes = uint32(w.layout.chunkBytes)
+	err := w.writeTail(&e.rec)
+	if err == nil {
+		e.hdr, err = w.writeMetadata()
+	}
+	if err == nil {
+		err = w.disk.wait()
+	}
+	if err == nil {
+		err = w.writeSums(&e.rec)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if err := w.out.Sync(); err != nil {
-		return Summary{}, fmt.Errorf("syncing the target: %w", err)
+		return nil, fmt.Errorf("syncing the target: %w", err)
 	}
+	e.block, err = newAligned(PageSize)
+	return e, err
+}
 
-	block, err := newAligned(PageSize)
-	if err != nil {
-		return Summary{}, err
-	}
-	defer block.free()
-	hdr.written = saturate32(rec.Size / PageSize)
-	hdr.encode(block.b)
-	rec.encode(block.b)
-
-	var sum [sha256.Size]byte
+// verify makes block 0 of a dump that has so many bytes in all, and reads everything else back.
+func (w *Writer) verify(ctx context.Context, e *ending, bytes uint64) (err error) {
+	e.hdr.written = saturate32(bytes / PageSize)
+	e.hdr.encode(e.block.b)
+	e.rec.encode(e.block.b)
 	if !w.opts.NoReadBack && w.form.flat == nil {
 		w.setStep("Verifying")
 		if w.opts.OnVerify != nil {
 			w.opts.OnVerify()
 		}
-		if sum, err = w.readBack(ctx, block.b, &rec); err != nil {
-			return Summary{}, err
+		if e.sum, err = w.readBack(ctx, e.block.b, &e.rec); err != nil {
+			return err
 		}
 	}
-	if err := w.failure.get(); err != nil {
-		return Summary{}, err
-	}
-	if err := w.writeBlock0(block.b); err != nil {
-		return Summary{}, err
-	}
-	return Summary{
-		Bytes: rec.Size, SHA256: sum,
-		Pages: rec.Pages, Lost: rec.Lost, Uncovered: rec.Uncovered, ZeroPages: rec.ZeroPages,
-	}, nil
+	return w.failure.get()
 }
 
 // completeRecord has what is the same in all formats.
@@ -208,6 +239,11 @@ func (w *Writer) writeMetadata() (header, error) {
 		endPFN64:         m.MaxPFN,
 		maxMapnr64:       m.MaxPFN,
 	}
+	if p := w.form.part; p != nil {
+		sub.split = 1
+		sub.startPFN, sub.endPFN = p.Start, p.End
+		sub.startPFN64, sub.endPFN64 = p.Start, p.End
+	}
 	var b [PageSize]byte
 	sub.encode(b[:])
 	if err := s.append(b[:subHeaderBytes]); err != nil {
@@ -264,14 +300,14 @@ func (w *Writer) writeMetadata() (header, error) {
 func (w *Writer) writeBitmaps(s *stream) (ram uint64, err error) {
 	// Readers take a page that is not in the first bitmap for no memory at all, dumped or not.
 	first := &bitmapWriter{s: s, ranges: w.meta.RAM}
-	if err := w.index.each(func(p *storedPage) error { return first.set(p.pfn) }); err != nil {
+	if err := w.eachOfAll(func(p *storedPage) error { return first.set(p.pfn) }); err != nil {
 		return 0, err
 	}
 	if err := first.finish(w.layout.bitmapBlocks / 2); err != nil {
 		return 0, err
 	}
 	second := &bitmapWriter{s: s}
-	err = w.index.each(func(p *storedPage) error {
+	err = w.eachOfAll(func(p *storedPage) error {
 		if PageFlags(p.flags)&PageLost != 0 {
 			return nil
 		}
@@ -281,6 +317,19 @@ func (w *Writer) writeBitmaps(s *stream) (ram uint64, err error) {
 		err = second.finish(w.layout.bitmapBlocks / 2)
 	}
 	return first.bits, err
+}
+
+// eachOfAll is index.each for all pages of the dump, if this is a part of one too.
+func (w *Writer) eachOfAll(f func(*storedPage) error) error {
+	if w.form.part == nil {
+		return w.index.each(f)
+	}
+	for _, p := range w.form.part.all.parts {
+		if err := p.index.each(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeSums writes the table of chunk checksums, which ends the dump.

@@ -188,12 +188,11 @@ func (x *pageIndex) spill(data int64) error {
 }
 
 // sortPages puts pages in order. Those from several goroutines are in order but for a little, which sorting by comparisons
-// alone makes nothing of: so each page first goes to its part of all page frames, in place, and then the parts are sorted.
+// alone makes nothing of: so each page first goes to its part of all page frames, in place, and then the parts are sorted the
+// same way.
 func sortPages(p []storedPage) {
-	byPFN := func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) }
-	const parts = 1 << 12
-	if len(p) < 4*parts {
-		slices.SortFunc(p, byPFN)
+	if len(p) < 128 {
+		slices.SortFunc(p, func(a, b storedPage) int { return cmp.Compare(a.pfn, b.pfn) })
 		return
 	}
 	low, high, sorted := p[0].pfn, p[0].pfn, true
@@ -204,6 +203,7 @@ func sortPages(p []storedPage) {
 	if sorted {
 		return
 	}
+	const parts = 1 << 8
 	shift := max(0, bits.Len64(high-low)-bits.Len(parts-1))
 	part := func(s *storedPage) uint64 { return (s.pfn - low) >> shift }
 	var next, end [parts]int // of each part: where its next page goes, and where it ends
@@ -226,9 +226,12 @@ func sortPages(p []storedPage) {
 			next[k]++
 		}
 	}
+	if shift == 0 {
+		return // each part is one page frame
+	}
 	start := 0
 	for _, e := range end {
-		slices.SortFunc(p[start:e], byPFN)
+		sortPages(p[start:e])
 		start = e
 	}
 }

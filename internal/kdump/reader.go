@@ -122,6 +122,17 @@ func (d *Reader) Pages() uint64 { return d.pages }
 // MaxPFN is one more than the last page frame.
 func (d *Reader) MaxPFN() uint64 { return d.sub.maxMapnr64 }
 
+// Part says which page frames the file is about, if it is one part of a split dump.
+func (d *Reader) Part() (r PFNRange, is bool) {
+	return PFNRange{d.sub.startPFN64, d.sub.endPFN64}, d.sub.split != 0
+}
+
+// SameDump says whether two parts are of the same dump: all of their headers but what livedump says of each part.
+func (d *Reader) SameDump(other *Reader) bool {
+	return d.hdr == other.hdr && bytes.Equal(d.notes, other.notes) && d.sub.maxMapnr64 == other.sub.maxMapnr64 &&
+		(d.rec == nil) == (other.rec == nil) && (d.rec == nil || d.rec.Session == other.rec.Session)
+}
+
 // Size is the size of the dump in bytes, which on a device is less than that of the device.
 func (d *Reader) Size() int64 {
 	if d.rec != nil {
@@ -233,12 +244,12 @@ func (d *Reader) readSubHeader() error {
 	d.bitmapBytes = int64(d.hdr.bitmapBlocks) / 2 * PageSize
 	d.descOffset = (1 + int64(d.hdr.subHdrBlocks) + int64(d.hdr.bitmapBlocks)) * PageSize
 	switch m := d.sub.maxMapnr64; {
-	case d.sub.split != 0:
-		return fmt.Errorf("%w: one part of a split dump", ErrVersion)
 	case m == 0 || m > maxPFNLimit:
 		return fmt.Errorf("%w: max_mapnr %d is out of bounds", ErrDamaged, m)
 	case m > uint64(d.bitmapBytes)*8:
 		return fmt.Errorf("%w: bitmaps of %d bytes for %d page frames", ErrDamaged, d.bitmapBytes, m)
+	case d.sub.split != 0 && (d.sub.startPFN64 >= d.sub.endPFN64 || d.sub.endPFN64 > m):
+		return fmt.Errorf("%w: a part with the page frames from %#x to %#x, of %#x", ErrDamaged, d.sub.startPFN64, d.sub.endPFN64, m)
 	case d.descOffset > d.size:
 		return fmt.Errorf("%w: the bitmaps end at %d, the file at %d", ErrTruncated, d.descOffset, d.size)
 	}
@@ -284,6 +295,15 @@ func (d *Reader) readBitmaps() error {
 	for i := int64(0); i < need; i++ {
 		if d.dumped[i]&^d.ram[i] != 0 {
 			return fmt.Errorf("%w: page frames from %#x on are dumped, but are not RAM", ErrDamaged, i*8)
+		}
+	}
+	if part, is := d.Part(); is {
+		// The bitmap is that of all parts, the descriptors are this one's.
+		clear(d.dumped[:part.Start/8])
+		d.dumped[part.Start/8] &= 0xff << (part.Start % 8)
+		if part.End/8 < uint64(len(d.dumped)) {
+			d.dumped[part.End/8] &= 1<<(part.End%8) - 1
+			clear(d.dumped[part.End/8+1:])
 		}
 	}
 	for i, b := range d.dumped {

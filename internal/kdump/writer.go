@@ -167,6 +167,7 @@ func NewWriter(out Output, meta Meta, opts Options) (*Writer, error) {
 type form struct {
 	flat *flattener // what the Writer writes to, if the dump goes to a stream
 	elf  *elfForm
+	part *splitPart // of a split dump
 }
 
 func create(out Output, f form, meta Meta, opts Options) (*Writer, error) {
@@ -225,6 +226,9 @@ func newWriter(out Output, f form, meta Meta, opts Options) (*Writer, error) {
 		out: out, opts: opts, meta: meta, layout: l, phys: phys, form: f,
 		failure: newFailure(),
 		workers: make(chan *worker, opts.Workers),
+	}
+	if f.part != nil {
+		w.failure = f.part.failure
 	}
 	w.setStep("Writing")
 	if err := w.start(room); err != nil {

@@ -26,7 +26,7 @@ func parseGo(out, page *byte, table *[1 << hashLog]uint16) (n, anchor uint) {
 		case binary.LittleEndian.Uint32(p[ip+1-offset:]) == uint32(v>>8):
 			start++
 		default:
-			ip += 1 + (ip-anchor)>>6
+			ip += 1 + (ip-anchor)>>4
 			continue
 		}
 		end := start + 4

@@ -44,7 +44,7 @@ search:
 	JEQ     again
 	MOVQ    IP, AX
 	SUBQ    ANCHOR, AX
-	SHRQ    $6, AX
+	SHRQ    $4, AX
 	LEAQ    1(IP)(AX*1), IP
 	CMPQ    IP, $LIMIT
 	JB      search

@@ -25,6 +25,17 @@ func Encrypt(t Target, recipients []age.Recipient, session kdump.Session) (Targe
 		}
 		return &encryptedRandom{File: f, inner: random, session: session}, nil
 	}
+	if parts, ok := t.(*Parts); ok {
+		encrypted := &Parts{}
+		for _, p := range parts.Parts {
+			e, err := Encrypt(p, recipients, session)
+			if err != nil {
+				return nil, err
+			}
+			encrypted.Parts = append(encrypted.Parts, e.(Random)) // what is made of a Random
+		}
+		return encrypted, nil
+	}
 	stream, ok := t.(Stream)
 	if !ok {
 		return nil, fmt.Errorf("%s takes bytes neither at any place nor one after the other", t.Describe())

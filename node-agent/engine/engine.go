@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -354,10 +355,11 @@ func (d *dump) markFailed(reason error) error {
 
 // mark says on a target that can be written at any place that its dump failed. A stream says it by having no end.
 func (d *dump) mark(reason error) error {
-	if out, ok := d.target.(target.Random); ok {
-		return kdump.MarkFailed(out, d.options.UUID, reason)
+	var errs []error
+	for _, out := range target.RandomsOf(d.target) {
+		errs = append(errs, kdump.MarkFailed(out, d.options.UUID, reason))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // abort ends the writer and marks the target as failed. Every call gives the result of the first.
@@ -500,8 +502,10 @@ func (d *dump) freeze(ctx context.Context) (f session.Frozen, n session.Notes, e
 	if err != nil {
 		return f, n, fmt.Errorf("size of the dump: %w", err)
 	}
-	if out, ok := d.target.(target.Random); ok && out.Size() < least {
-		return f, n, &kdump.TargetTooSmallError{Needed: least, Available: out.Size()}
+	for _, out := range target.RandomsOf(d.target) {
+		if out.Size() < least {
+			return f, n, &kdump.TargetTooSmallError{Needed: least, Available: out.Size()}
+		}
 	}
 
 	if err := d.begin(ctx, StepFreeze); err != nil {
@@ -747,6 +751,10 @@ func (d *dump) finish(ctx context.Context) error {
 		return err
 	}
 	d.report.summary(s)
+	for i, p := range s.Parts {
+		d.report.Parts = append(d.report.Parts, PartReport{Device: target.RandomsOf(d.target)[i].Describe(), SizeBytes: p.Bytes,
+			SHA256: hex.EncodeToString(p.SHA256[:])})
+	}
 	d.progress()
 	return nil
 }

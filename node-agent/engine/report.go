@@ -30,6 +30,8 @@ type Report struct {
 	DumpLevel  uint32 `json:"dump_level"`
 	SizeBytes  uint64 `json:"size_bytes"`
 	SHA256     string `json:"sha256,omitempty"`
+	// Parts of a split dump. SHA256 is empty then.
+	Parts []PartReport `json:"parts,omitempty"`
 
 	// Measured by the module.
 	FreezeNS       int64         `json:"freeze_ns"`
@@ -84,6 +86,13 @@ type Report struct {
 
 	failure session.Failure
 	classes [session.NumClasses]uint64
+}
+
+// PartReport is one part of a split dump.
+type PartReport struct {
+	Device    string `json:"device"`
+	SizeBytes uint64 `json:"size_bytes"`
+	SHA256    string `json:"sha256"`
 }
 
 // ModuleReport tells which module was used.
@@ -160,7 +169,10 @@ func (r *Report) statistics(s session.Stats) {
 }
 
 func (r *Report) summary(s kdump.Summary) {
-	r.SizeBytes, r.SHA256 = s.Bytes, hex.EncodeToString(s.SHA256[:])
+	r.SizeBytes = s.Bytes
+	if len(s.Parts) == 0 {
+		r.SHA256 = hex.EncodeToString(s.SHA256[:])
+	}
 	r.PagesDumped, r.ZeroPages = s.Pages, s.ZeroPages
 	// The module counts as well; neither count may hide what the other saw.
 	r.LostPages = max(r.LostPages, s.Lost)

@@ -13,6 +13,7 @@ import (
 
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/convert"
+	"livedump.io/internal/format"
 	"livedump.io/internal/stream"
 	"livedump.io/internal/target"
 )
@@ -67,6 +68,25 @@ func File(path string, policy blockdev.Policy) Open {
 		}
 		return blockdev.DescribeFilesystem(dir, path)
 	}, filepath.Base(path), path, policy)
+}
+
+// Parts opens several targets for one dump that is split among them.
+func Parts(opens ...Open) Open {
+	return func(ctx context.Context) (target.Target, error) {
+		parts := &target.Parts{}
+		for _, open := range opens {
+			t, err := open(ctx)
+			if err != nil {
+				return nil, errors.Join(err, parts.Close())
+			}
+			random, ok := t.(target.Random)
+			if !ok {
+				return nil, errors.Join(fmt.Errorf("%w: %s cannot be written at any place", format.ErrFormat, t.Describe()), t.Close(), parts.Close())
+			}
+			parts.Parts = append(parts.Parts, random)
+		}
+		return parts, nil
+	}
 }
 
 // Stream opens a connection to a receiver.

@@ -13,9 +13,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
+	"livedump.io/internal/convert"
 	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/target"
@@ -140,20 +142,41 @@ type form struct {
 	codec  kdump.Codec
 	// both releases of crash and drgn judge it, and makedumpfile does.
 	both, makedumpfile bool
+	parts              int // that the dump is split among, if there are any
+}
+
+// files are the names of what is written.
+func (f form) files() []string {
+	if f.parts == 0 {
+		return []string{f.name}
+	}
+	var names []string
+	for i := range f.parts {
+		names = append(names, convert.PartName(f.name, i))
+	}
+	return names
 }
 
 // write writes the image as a dump, as an agent would: batches of pages in no order, from several goroutines. The
 // lost pages have no content.
-func (m *image) write(ctx context.Context, path string, f form, lose []uint64) (s kdump.Summary, err error) {
+func (m *image) write(ctx context.Context, dir string, f form, lose []uint64) (s kdump.Summary, err error) {
 	room, err := f.format.MaxRoom(m.meta.MaxPFN, m.meta.Pages, len(m.meta.Notes))
 	if err != nil {
 		return s, err
 	}
-	out, err := target.CreateFile(path, target.FileOptions{Room: room + 1<<20})
-	if err != nil {
-		return s, err
+	var parts target.Parts
+	defer func() { err = errors.Join(err, parts.Close()) }()
+	for _, name := range f.files() {
+		file, err := target.CreateFile(filepath.Join(dir, name), target.FileOptions{Room: room + 1<<20})
+		if err != nil {
+			return s, err
+		}
+		parts.Parts = append(parts.Parts, file)
 	}
-	defer func() { err = errors.Join(err, out.Close()) }()
+	out := target.Target(&parts)
+	if f.parts == 0 {
+		out = parts.Parts[0]
+	}
 	w, err := format.NewWriter(out, f.format, m.meta, kdump.Options{Codec: f.codec})
 	if err != nil {
 		return s, err

@@ -34,6 +34,7 @@ var forms = []form{
 	{name: "snappy.kdump", format: format.Kdump, codec: kdump.CodecSnappy},
 	{name: "none.kdump", format: format.Kdump, codec: kdump.CodecNone, makedumpfile: true},
 	{name: "zstd.flat", format: format.Flattened, codec: kdump.CodecZstd, both: true},
+	{name: "split.kdump", format: format.Kdump, codec: kdump.CodecZstd, parts: 3},
 	{name: "vmcore.elf", format: format.ELF, codec: kdump.CodecNone, both: true, makedumpfile: true},
 }
 
@@ -45,11 +46,11 @@ var (
 )
 
 func (j *judgement) all(ctx context.Context) error {
-	want, err := j.newer.crash("core.elf", fullCrash)
+	want, err := j.newer.crash([]string{"core.elf"}, fullCrash)
 	if err != nil {
 		return fmt.Errorf("crash on QEMU's own dump: %w", err)
 	}
-	wantMinimal, err := j.older.crash("core.elf", minimalCrash)
+	wantMinimal, err := j.older.crash([]string{"core.elf"}, minimalCrash)
 	if err != nil {
 		return fmt.Errorf("crash of %s on QEMU's own dump: %w", j.older.release, err)
 	}
@@ -74,18 +75,25 @@ func (j *judgement) all(ctx context.Context) error {
 		})
 	}
 	for _, f := range forms {
-		s, err := j.image.write(ctx, filepath.Join(j.dir, f.name), f, nil)
+		s, err := j.image.write(ctx, j.dir, f, nil)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		fmt.Printf("format: %-12s %d pages, %d bytes\n", f.name, s.Pages, s.Bytes)
+		if f.parts > 0 {
+			judge(f.name, "crash "+j.newer.release+" reads all parts together", func() error { return j.compareCrash(j.newer, f.files(), fullCrash, want) })
+			judge(f.name, "crash "+j.older.release+" reads all parts together", func() error { return j.compareCrash(j.older, f.files(), minimalCrash, wantMinimal) })
+			judge(f.name, "makedumpfile makes one dump of them, of which drgn reads every page", func() error { return j.reassemble(f) })
+			judge(f.name, "livedump makes one dump of them", func() error { return j.join(ctx, f) })
+			continue
+		}
 		// The codecs differ in nothing but the pages, so the tasks are looked at in one of them.
 		older := "crash " + j.older.release + " reads what it reads of QEMU's dump"
 		if f.both {
-			judge(f.name, "crash "+j.newer.release+" says what it says of QEMU's dump", func() error { return j.compareCrash(j.newer, f.name, fullCrash, want) })
+			judge(f.name, "crash "+j.newer.release+" says what it says of QEMU's dump", func() error { return j.compareCrash(j.newer, f.files(), fullCrash, want) })
 			judge(f.name, "drgn "+j.older.release+" reads every page", func() error { return j.compareDrgn(j.older, f.name, j.image.digest, nil) })
 		}
-		judge(f.name, older, func() error { return j.compareCrash(j.older, f.name, minimalCrash, wantMinimal) })
+		judge(f.name, older, func() error { return j.compareCrash(j.older, f.files(), minimalCrash, wantMinimal) })
 		judge(f.name, "drgn "+j.newer.release+" reads every page", func() error { return j.compareDrgn(j.newer, f.name, j.image.digest, nil) })
 		if f.format == format.Flattened {
 			judge(f.name, "makedumpfile -R makes the plain dump that livedump makes", func() error { return j.rearrange(ctx, f.name) })
@@ -98,7 +106,7 @@ func (j *judgement) all(ctx context.Context) error {
 	judges.Wait()
 	// Lost pages can be part of a stack, so crash has less to say; drgn must miss these pages and no others.
 	for _, f := range []form{{name: "lost.kdump", format: format.Kdump}, {name: "lost.elf", format: format.ELF}} {
-		if _, err := j.image.write(ctx, filepath.Join(j.dir, f.name), f, j.image.lost); err != nil {
+		if _, err := j.image.write(ctx, j.dir, f, j.image.lost); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		judge(f.name, fmt.Sprintf("drgn misses the %d lost pages, and no other", len(j.image.lost)), func() error {
@@ -116,20 +124,24 @@ type crashSession struct {
 	must     []string // what it must say
 }
 
-// crash returns what crash says of a dump, but for the lines that name the file.
-func (r reader) crash(name string, s crashSession) (string, error) {
-	commands := "crash-" + r.release + "-" + name
+// crash returns what crash says of a dump, but for the lines that name its files.
+func (r reader) crash(files []string, s crashSession) (string, error) {
+	commands := "crash-" + r.release + "-" + files[0]
 	if err := os.WriteFile(filepath.Join(r.dir, commands), []byte(s.commands), 0o644); err != nil {
 		return "", err
 	}
 	argv := append([]string{"crash"}, s.args...)
-	out, err := r.run(append(argv, "-i", "/judge/format/"+commands, "/judge/vmlinux", "/judge/format/"+name)...)
+	argv = append(argv, "-i", "/judge/format/"+commands, "/judge/vmlinux")
+	for _, f := range files {
+		argv = append(argv, "/judge/format/"+f)
+	}
+	out, err := r.run(argv...)
 	if err != nil {
 		return "", err
 	}
 	var kept []string
 	for line := range strings.Lines(out) {
-		if !strings.Contains(line, "DUMPFILE:") {
+		if !strings.Contains(line, "DUMPFILE") && !strings.Contains(line, "/judge/format/") {
 			kept = append(kept, line)
 		}
 	}
@@ -142,8 +154,8 @@ func (r reader) crash(name string, s crashSession) (string, error) {
 	return said, nil
 }
 
-func (j *judgement) compareCrash(r reader, name string, s crashSession, want string) error {
-	got, err := r.crash(name, s)
+func (j *judgement) compareCrash(r reader, files []string, s crashSession, want string) error {
+	got, err := r.crash(files, s)
 	if err != nil || got == want {
 		return err
 	}
@@ -245,6 +257,45 @@ func (j *judgement) compareFiltered(path string) error {
 		return fmt.Errorf("%d of %d pages are left", kept, all)
 	}
 	return nil
+}
+
+// reassemble has makedumpfile put the parts together, and drgn read all of the result.
+func (j *judgement) reassemble(f form) error {
+	var parts []string
+	for _, name := range f.files() {
+		parts = append(parts, "/judge/format/"+name)
+	}
+	dir, err := j.makedumpfile(f.name, "makedumpfile --reassemble "+strings.Join(parts, " ")+" whole")
+	if err != nil {
+		return err
+	}
+	name, err := filepath.Rel(j.dir, filepath.Join(dir, "whole"))
+	if err != nil {
+		return err
+	}
+	return j.compareDrgn(j.newer, name, j.image.digest, nil)
+}
+
+// join does that with livedump, for the parts in another order, and wants all of them.
+func (j *judgement) join(ctx context.Context, f form) error {
+	var parts []string
+	for _, name := range f.files() {
+		parts = append(parts, filepath.Join(j.dir, name))
+	}
+	slices.Reverse(parts)
+	if _, err := convert.OpenAll(parts[1:]); !errors.Is(err, convert.ErrPart) {
+		return fmt.Errorf("livedump on all parts but one: %v, want ErrPart", err)
+	}
+	s, err := convert.OpenAll(parts)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	name := f.name + ".joined"
+	if _, err := convert.Run(ctx, s, filepath.Join(j.dir, name), convert.Options{Verify: true}); err != nil {
+		return err
+	}
+	return j.compareDrgn(j.older, name, j.image.digest, nil)
 }
 
 // rearrange compares byte for byte.

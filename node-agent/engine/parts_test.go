@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"filippo.io/age"
+
+	"livedump.io/internal/blockdev"
+	"livedump.io/internal/convert"
+	"livedump.io/internal/format"
+	"livedump.io/internal/kdump"
+	"livedump.io/internal/target"
+)
+
+// filesIn are targets for the parts of a dump, with so much room each.
+func filesIn(dir string, rooms ...int64) (open Open, paths []string) {
+	var opens []Open
+	for i, room := range rooms {
+		name := convert.PartName("dump", i)
+		opens = append(opens, FileInVolume(volume(dir, room), name, name, blockdev.IfEmptyOrLiveDump))
+		paths = append(paths, filepath.Join(dir, name))
+	}
+	return Parts(opens...), paths
+}
+
+// TestDumpToParts splits a dump among three files, in clear and encrypted, and reads all of it.
+func TestDumpToParts(t *testing.T) {
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, recipients := range map[string][]age.Recipient{"in clear": nil, "encrypted": {identity.Recipient()}} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			open, paths := filesIn(dir, 64<<20, 256<<20, 64<<20)
+			o := testOptions()
+			o.Recipients = recipients
+			r, err := dumpTo(open, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Parts) != len(paths) || r.SHA256 != "" || r.LostPages != 1 || r.UncoveredPages != 1 {
+				t.Fatalf("report: %+v", r)
+			}
+			size := uint64(0)
+			for i, path := range paths {
+				// Each part is what its own numbers say.
+				p := r.Parts[i]
+				one := &Report{SHA256: p.SHA256, SizeBytes: p.SizeBytes, Format: format.ELF.String(), PagesDumped: 1, LostPages: 1, UncoveredPages: 1}
+				checkFile(t, path, one)
+				size += p.SizeBytes
+			}
+			if r.SizeBytes != size {
+				t.Errorf("%d bytes in all, the parts have %d", r.SizeBytes, size)
+			}
+			var keys []age.Identity
+			if recipients != nil {
+				keys = append(keys, identity)
+				if _, err := convert.OpenAll(paths); err == nil {
+					t.Error("the encrypted parts can be read without a key")
+				}
+			}
+			if _, err := convert.OpenAll(paths[1:], keys...); !errors.Is(err, convert.ErrPart) {
+				t.Errorf("two of three parts: %v, want ErrPart", err)
+			}
+			if _, err := convert.OpenAll(append(slices.Clone(paths), paths[0]), keys...); !errors.Is(err, convert.ErrPart) {
+				t.Errorf("a part named twice: %v, want ErrPart", err)
+			}
+			slices.Reverse(paths)
+			s, err := convert.OpenAll(paths, keys...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			whole := filepath.Join(dir, "whole")
+			sum, err := convert.Run(context.Background(), s, whole, convert.Options{Verify: true})
+			if err != nil || sum.Pages != r.PagesDumped || sum.Lost != 1 {
+				t.Fatalf("%+v, %v: want %d pages", sum, err, r.PagesDumped)
+			}
+			d, err := kdump.Open(whole)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			got := make([]byte, kdump.PageSize)
+			read := 0
+			for pfn := uint64(256); pfn < 256+3000; pfn++ {
+				if _, err := d.ReadPage(pfn, got); errors.Is(err, kdump.ErrExcluded) {
+					continue
+				} else if want := testPage(pfn); err != nil || !bytes.Equal(got, append(want, make([]byte, kdump.PageSize-len(want))...)) {
+					t.Fatalf("page %d: %v, or other content", pfn, err)
+				}
+				read++
+			}
+			if uint64(read) != r.PagesDumped {
+				t.Errorf("%d pages can be read, want %d", read, r.PagesDumped)
+			}
+		})
+	}
+}
+
+// TestPartsFail: if one part has no room there is no dump, and what was there before stays.
+func TestPartsFail(t *testing.T) {
+	dir := t.TempDir()
+	open, paths := filesIn(dir, 256<<20, 256<<20)
+	if _, err := dumpTo(open, testOptions()); err != nil {
+		t.Fatal(err)
+	}
+	open, _ = filesIn(dir, 256<<20, 8<<10)
+	if _, err := dumpTo(open, testOptions()); !errors.Is(err, kdump.ErrTargetTooSmall) {
+		t.Errorf("got %v, want ErrTargetTooSmall", err)
+	}
+	s, err := convert.OpenAll(paths)
+	if err != nil {
+		t.Fatalf("the dump before: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != len(paths) {
+		t.Errorf("in the folder: %v, %v", left, err)
+	}
+	pipe := func(context.Context) (target.Target, error) { return target.NewPipe(nopCloser{io.Discard}, "a pipe"), nil }
+	if _, err := dumpTo(Parts(File(filepath.Join(dir, "new"), blockdev.Never), pipe), testOptions()); !errors.Is(err, format.ErrFormat) {
+		t.Errorf("a part in a pipe: %v, want ErrFormat", err)
+	}
+	o := testOptions()
+	o.Format = format.ELF
+	open, _ = filesIn(t.TempDir(), 64<<20, 64<<20)
+	if _, err := dumpTo(open, o); !errors.Is(err, format.ErrFormat) {
+		t.Errorf("an ELF vmcore in parts: %v, want ErrFormat", err)
+	}
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
