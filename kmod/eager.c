@@ -39,16 +39,6 @@ static const struct kernel_param_ops method_ops = { .set = set_method, .get = ge
 module_param_cb(method, &method_ops, NULL, 0644);
 MODULE_PARM_DESC(method, "How memory is protected in the stop: level (default) or eager");
 
-/* The hashes of truth.c would be most of the stop. */
-static bool measure;
-module_param(measure, bool, 0644);
-MODULE_PARM_DESC(measure, "Take no hashes in the stop, for it is to be measured");
-
-bool ld_measuring(void)
-{
-	return measure;
-}
-
 bool ld_eager(void)
 {
 	return planned;

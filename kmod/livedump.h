@@ -531,7 +531,6 @@ static inline void ld_shadow_mark(void) { }
 #ifdef LIVEDUMP_TEST
 /* Is the test pretending that this machine has to be refused for that reason? */
 bool ld_pretend(enum livedump_refusal why);
-bool ld_measuring(void);
 void ld_truth_init(void);
 void ld_truth_exit(void);
 int ld_truth_prepare(void);
@@ -542,7 +541,6 @@ bool ld_truth_spoils(const struct ld_va_range *r);
 bool ld_truth_spoils_in_flight(void);
 #else
 static inline bool ld_pretend(enum livedump_refusal why) { return false; }
-static inline bool ld_measuring(void) { return false; }
 static inline void ld_truth_init(void) { }
 static inline void ld_truth_exit(void) { }
 static inline int ld_truth_prepare(void) { return 0; }

@@ -167,6 +167,12 @@ static bool lacks_accessed(ld_entry v)
 	return (v & (_PAGE_PRESENT | _PAGE_ACCESSED)) == _PAGE_PRESENT;
 }
 
+static bool eight_are_empty(const ld_entry *e)
+{
+	return !(READ_ONCE(e[0]) | READ_ONCE(e[1]) | READ_ONCE(e[2]) | READ_ONCE(e[3]) |
+		 READ_ONCE(e[4]) | READ_ONCE(e[5]) | READ_ONCE(e[6]) | READ_ONCE(e[7]));
+}
+
 /* A number for which tables a table points to, and which of its entries lack Accessed. */
 static u64 sum_of(const struct ld_checked *c)
 {
@@ -176,8 +182,12 @@ static u64 sum_of(const struct ld_checked *c)
 	for (i = c->first; i < c->end; i++) {
 		ld_entry v = READ_ONCE(c->table[i]);
 
-		if (!v)
-			continue;	/* most of the vmalloc area's */
+		if (!v) {
+			/* Most of the vmalloc area's. */
+			while (i + 8 < c->end && eight_are_empty(&c->table[i + 1]))
+				i += 8;
+			continue;
+		}
 		if (v & _PAGE_PRESENT && !is_leaf(v, c->level))
 			sum = sum * 0x9e3779b97f4a7c15ULL + (i ^ (v & PTE_PFN_MASK));
 		if (c->level > LEVEL_PMD && lacks_accessed(v))
@@ -424,7 +434,11 @@ static void protect_table(struct ld_leaves *l, ld_entry *table, const unsigned l
 
 	look_at_table(l, table);
 	for (first = 0; first < PT_ENTRIES; first += STACK_PAGES) {
-		bool stack = l->range == &ld_vmalloc && like_a_stack(table, first);
+		bool stack;
+
+		while (first + 8 < PT_ENTRIES && eight_are_empty(&table[first]))
+			first += 8;
+		stack = l->range == &ld_vmalloc && like_a_stack(table, first);
 
 		for (i = first; i < first + STACK_PAGES; i++) {
 			ld_entry v = READ_ONCE(table[i]);

@@ -266,8 +266,7 @@ static int judge_copies(void)
 	err = err ?: ld_watch_copy_patched();
 	if (err)
 		return err;
-	if (!ld_measuring())
-		ld_truth_take();
+	ld_truth_take();
 	/* The next step protects. */
 	ld_guard_freeze();
 	ld_watch_freeze();

@@ -74,6 +74,14 @@ static unsigned int truth_keep_mib;
 module_param(truth_keep_mib, uint, 0644);
 MODULE_PARM_DESC(truth_keep_mib, "Keep that much content of the stop, to see what differs");
 
+/*
+ * Where the stop is measured nothing of all this happens, nor is there memory for it: to hash
+ * would be most of the stop, and 60 bytes for each page of RAM have tables that it copies.
+ */
+static bool measure;
+module_param(measure, bool, 0644);
+MODULE_PARM_DESC(measure, "Take no hashes in the stop, for it is to be measured");
+
 /* For what is read in other ways than by the session's owner: is it as it was in the stop? */
 static unsigned long truth_compared;
 module_param(truth_compared, ulong, 0444);
@@ -185,6 +193,8 @@ void ld_truth_exit(void)
 int ld_truth_prepare(void)
 {
 	release();
+	if (measure)
+		return 0;
 	truth = vzalloc(array_size(ld_max_pfn, sizeof(*truth)));
 	order = vzalloc(array_size(ld_max_pfn, sizeof(*order)));
 	room_kept = (unsigned long)truth_keep_mib << (20 - PAGE_SHIFT);
@@ -252,6 +262,8 @@ void ld_truth_take(void)
 	unsigned long pfn;
 	int i;
 
+	if (!truth)
+		return;
 	/* An attempt that was given up may have been here before. */
 	memset(truth, 0, array_size(ld_max_pfn, sizeof(*truth)));
 	nr_kept = 0;
@@ -267,6 +279,8 @@ void ld_truth_compare(const void *page, const struct livedump_page *d)
 	const struct ld_truth *t = &truth[d->pfn];
 	u64 plain, unaccessed;
 
+	if (!truth)
+		return;
 	hash_page(page, &plain, &unaccessed);
 	truth_compared++;
 	if (d->flags & LIVEDUMP_PAGE_UNCOVERED || plain == t->hash ||

@@ -372,7 +372,8 @@ func (g *Guest) qemuArgs(initramfs, sockets string) []string {
 		"-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,path=" + filepath.Join(sockets, "qmp"),
 		"-mon", "chardev=qmp,mode=control",
-		"-device", "virtio-serial-pci",
+		// As many ports as there are, the first being the console's: each has two rings that the stop copies.
+		"-device", "virtio-serial-pci,max_ports=2",
 		"-chardev", "socket,id=port,path=" + filepath.Join(sockets, "port"),
 		"-device", "virtserialport,chardev=port,name=" + wire.PortName,
 	}
