@@ -29,12 +29,13 @@ const (
 	imagesFile   = "/opt/images.tar"
 )
 
-// nodeModules are what the container runtime and the rules below need of the
+// nodeModules are what the container runtime, the rules below and the tests need of the
 // kernel. The kernel would load most by itself, but for that it calls modprobe
 // in the middle of other work; loading them at boot makes runs alike.
 var nodeModules = []string{
 	"overlay", "loop", "bridge", "br_netfilter", "veth",
 	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct",
+	"dm_mod", "dm_flakey", // for targets that fail
 }
 
 // startNode boots the guest and starts containerd and the kubelet in it. The

@@ -25,12 +25,18 @@ import (
 	"livedump.io/test/trial"
 )
 
-// fault is something that happens to the cluster while pages are being written.
+// fault is something that happens to the cluster while a dump is made; if nothing else is said, while pages are being written.
 type fault struct {
 	name     string
 	expected string // reason of Succeeded, or gone
 	spec     func(*livedumpv1alpha1.LiveDumpSpec)
-	happen   func(b *Bench, ctx context.Context, dump *livedumpv1alpha1.LiveDump) error
+	// prepare, if not nil, is done before there is a LiveDump.
+	prepare func(b *Bench, ctx context.Context) error
+	// early: happen does not wait for pages being written.
+	early bool
+	// mapped: the target is the device-mapper device that prepare makes.
+	mapped bool
+	happen func(b *Bench, ctx context.Context, dump *livedumpv1alpha1.LiveDump) error
 	// look, if not nil, looks at more when the LiveDump has ended.
 	look func(b *Bench, ctx context.Context, ended *livedumpv1alpha1.LiveDump) error
 	// putBack, if not nil, undoes what happen has changed of the cluster, however far it and the row have come.
@@ -51,7 +57,7 @@ const (
 	secondDump   = "fault-second"
 )
 
-var clusterFaults = []fault{
+var clusterFaults = append(killedAtEachStep(), []fault{
 	{name: "cluster: agent killed", expected: livedumpv1alpha1.ReasonComplete, happen: (*Bench).killAgent, takenOver: true},
 	{name: "cluster: agent's image upgraded, pod deleted", expected: livedumpv1alpha1.ReasonComplete,
 		spec: slowly("1536Ki"), happen: (*Bench).upgradeAndDelete, putBack: (*Bench).downgrade, takenOver: true},
@@ -65,11 +71,17 @@ var clusterFaults = []fault{
 		happen: (*Bench).anotherDump, look: (*Bench).otherDumpWaited},
 	{name: "cluster: node's clock set back an hour", expected: livedumpv1alpha1.ReasonComplete,
 		happen: (*Bench).setClockBack, putBack: (*Bench).setClockRight},
+	{name: "cluster: I/O error in the middle", expected: livedumpv1alpha1.ReasonIOError, spec: slowly("8Mi"), mapped: true,
+		prepare: (*Bench).mapTarget, happen: breakTarget("error"), putBack: (*Bench).unmapTarget},
+	{name: "cluster: target read-only in the middle", expected: livedumpv1alpha1.ReasonIOError, spec: slowly("8Mi"), mapped: true,
+		prepare: (*Bench).mapTarget, happen: breakTarget("flakey " + mappedDisk + " 0 0 3600 1 error_writes"), putBack: (*Bench).unmapTarget},
+	{name: "cluster: memory pressure", expected: livedumpv1alpha1.ReasonComplete, prepare: (*Bench).fillMemory,
+		happen: (*Bench).nothing, putBack: (*Bench).emptyMemory},
 	{name: "cluster: node reset", expected: livedumpv1alpha1.ReasonNodeRebooted, happen: (*Bench).resetNode, reboots: true},
 	{name: "cluster: time is up", expected: livedumpv1alpha1.ReasonDeadlineExceeded, spec: shortTime, happen: (*Bench).nothing},
 	{name: "cluster: canceled", expected: livedumpv1alpha1.ReasonCanceled, spec: slowly("2Mi"), happen: (*Bench).cancelDump},
 	{name: "cluster: LiveDump deleted", expected: gone, spec: slowly("2Mi"), happen: (*Bench).deleteDump},
-}
+}...)
 
 // slowly makes writing take a minute and more, for what has to happen meanwhile.
 func slowly(bandwidth string) func(*livedumpv1alpha1.LiveDumpSpec) {
@@ -158,10 +170,22 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	if err != nil {
 		return row, err
 	}
-	if err := b.createWith(ctx, name, NodeName, ClaimName, f.spec); err != nil {
+	if f.prepare != nil {
+		if err := f.prepare(b, ctx); err != nil {
+			return row, err
+		}
+	}
+	claim, target := ClaimName, b.Target
+	if f.mapped {
+		claim, target = mappedClaim, b.SecondTarget
+	}
+	if err := b.createWith(ctx, name, NodeName, claim, f.spec); err != nil {
 		return row, err
 	}
-	dump, err := b.awaitPages(ctx, name)
+	dump, err := b.Get(ctx, name)
+	if err == nil && !f.early {
+		dump, err = b.awaitPages(ctx, name)
+	}
 	if err != nil {
 		return row, err
 	}
@@ -176,7 +200,7 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	if dump, row.Seen, err = b.outcome(ctx, f, name); err != nil {
 		return row, err
 	}
-	if row.Header, err = faultrow.Header(b.Target); err != nil {
+	if row.Header, err = faultrow.Header(target); err != nil {
 		return row, err
 	}
 	if row.Seen != f.expected {
@@ -185,7 +209,7 @@ func (b *Bench) fault(ctx context.Context, f fault, name string) (row faultrow.R
 	if row.Seen == livedumpv1alpha1.ReasonComplete {
 		err = b.expectWhole(ctx, dump, f.takenOver)
 	} else {
-		err = b.expectNoDump(ctx, b.Target)
+		err = b.expectNoDump(ctx, target)
 	}
 	if err != nil {
 		return row, err
@@ -324,7 +348,7 @@ func (b *Bench) awaitAgentOf(ctx context.Context, tag string) error {
 	})
 }
 
-// downgrade puts the release back to the agent's first image and the chart's own strategy.
+// downgrade puts the release back to the agent's first image, and its arguments and strategy to the chart's own.
 func (b *Bench) downgrade(ctx context.Context) error { return b.release(ctx, "upgrade", imageTag) }
 
 // memoryState is what the node's module says of memory, if there is one.
