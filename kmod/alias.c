@@ -25,6 +25,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
+#include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 #include <asm/irq_regs.h>
 #include <asm/pgtable.h>
@@ -102,14 +103,17 @@ static void mark_hot(const struct ld_pfns *p)
 static bool __no_sanitize_address is_idle_task_of(unsigned long va, int cpu)
 {
 	const struct task_struct *t = (const struct task_struct *)va;
-	char comm[TASK_COMM_LEN];
+	char comm[TASK_COMM_LEN], name[TASK_COMM_LEN];
 
 	if (va < ld_direct_map.start || va >= ld_direct_map.end || va % L1_CACHE_BYTES)
 		return false;
 	if (ld_va_to_pfn(va) >= ld_max_pfn || ld_va_to_pfn(va + sizeof(*t) - 1) >= ld_max_pfn)
 		return false;
-	snprintf(comm, sizeof(comm), "swapper/%d", cpu);
-	return !t->pid && is_idle_task(t) && !strncmp(t->comm, comm, sizeof(comm));
+	/* Not strncmp() there: it may be no object at all, which KASAN would report. */
+	if (t->pid || !is_idle_task(t) || copy_from_kernel_nofault(comm, t->comm, sizeof(comm)))
+		return false;
+	snprintf(name, sizeof(name), "swapper/%d", cpu);
+	return !strncmp(comm, name, sizeof(comm));
 }
 
 /*

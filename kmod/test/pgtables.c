@@ -159,11 +159,16 @@ static void step_over(const struct walk *w, u64 va, int level, u64 *next_va, int
 	*next_level = level;
 }
 
-/* Goes on behind KASAN's shadow, which ends with an entry of the level of P4D, in either paging mode. */
+/*
+ * Goes on behind KASAN's shadow, which ends with an entry of the level of P4D, in either paging
+ * mode.  The kernel fills the whole entry of the top level in which it begins.
+ */
 static bool skip_shadow(struct walk *w)
 {
 #ifdef CONFIG_KASAN
-	if (w->va >= KASAN_SHADOW_START && w->va < KASAN_SHADOW_END) {
+	u64 first = KASAN_SHADOW_START & ~(level_size(w->top) - 1);
+
+	if (w->va >= first && w->va < KASAN_SHADOW_END) {
 		w->va = KASAN_SHADOW_END;
 		w->level = LEVEL_P4D;
 		return true;
