@@ -328,6 +328,14 @@ func FuzzReader(f *testing.F) {
 		// The parts that are compressed or counted in are the first to fuzz.
 		f.Add(foreign[:len(foreign)-PageSize], false)
 	}
+	whole := writeDump(f, 40, Options{ChunkBytes: PageSize})
+	part := slices.Clone(whole.bytes()) // with the page frames 8 to 23
+	binary.LittleEndian.PutUint64(part[PageSize+8:], 1<<32|31)
+	binary.LittleEndian.PutUint64(part[PageSize+80:], 8)
+	binary.LittleEndian.PutUint64(part[PageSize+88:], 24)
+	f.Add(part, true)
+	clear(part[headerBytes:PageSize])
+	f.Add(part, false)
 	marker := make([]byte, PageSize)
 	(&Record{State: StateFailed, Reason: "x"}).marker(marker)
 	f.Add(marker, true)
