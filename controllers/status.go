@@ -157,8 +157,12 @@ func controllerPart(before, after *v1alpha1.LiveDumpStatus) *applyv1alpha1.LiveD
 		part.WithNode(applyv1alpha1.NodeIdentity().WithBootID(node.BootID).WithKernelRelease(node.KernelRelease))
 	}
 	if target := after.Target; target != (v1alpha1.TargetStatus{}) {
-		part.WithTarget(applyv1alpha1.TargetStatus().WithPersistentVolumeName(target.PersistentVolumeName).
-			WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID).WithLocalPath(target.LocalPath))
+		t := applyv1alpha1.TargetStatus().WithPersistentVolumeName(target.PersistentVolumeName).
+			WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID).WithLocalPath(target.LocalPath)
+		if target.VolumeMode != "" { // the schema has no value for none
+			t.WithVolumeMode(target.VolumeMode)
+		}
+		part.WithTarget(t)
 	}
 	if after.PlaceInLine > 0 {
 		part.WithPlaceInLine(after.PlaceInLine)
