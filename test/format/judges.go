@@ -113,6 +113,9 @@ func (j *judgement) all(ctx context.Context) error {
 			return j.compareDrgn(j.newer, f.name, j.image.digestOfRest, j.image.lost)
 		})
 	}
+	if err := j.torn(ctx, judge); err != nil {
+		return err
+	}
 	judges.Wait()
 	return errors.Join(problems...)
 }
