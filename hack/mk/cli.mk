@@ -24,3 +24,7 @@ test-format: host-packages ## Check with crash and drgn that dumps are what thei
 bench-write: host-packages build-cli ## Measure the writer against makedumpfile and direct I/O (out/bench-write.json)
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/ ./test/writebench
 	@bin/test/writebench -kernel $(KERNEL)
+
+.PHONY: bench-guest-write
+bench-guest-write: kmod kmod-test build-agent build-load ## Measure whole dumps in a guest against dd oflag=direct, and the reserve they take (out/bench-guest-write.json)
+	@go run ./test/guestwrite -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS)
