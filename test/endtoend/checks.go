@@ -19,6 +19,7 @@ type check struct {
 var checks = []check{
 	{"demo", "a dump while a workload runs, read by crash and drgn", (*Bench).demo},
 	{"fetch", "an encrypted dump is fetched through the API server by who may, and by nobody else", (*Bench).fetch},
+	{"other-targets", "dumps to a file in a claim, an object in an S3 store and a receiver are what the LiveDumps say", (*Bench).otherTargets},
 	{"bad-specs", "bad specs are refused at admission", (*Bench).badSpecs},
 	{"bad-targets", "a LiveDump that cannot be carried out says why, and nothing is written", (*Bench).badTargets},
 	{"agent-killed", "another agent goes on with the dump of one that was killed", (*Bench).killedAgent},
