@@ -2,9 +2,10 @@
 # Dumps against the ground truth: a hash of every page, taken inside the stop.
 
 # Loads to dump under, one after the other: names of `load list`, a+b for several at once, hidden (memory that no
-# dump may touch), code (a module loaded while memory is frozen), idle, or all.
+# dump may touch), code (a module loaded while memory is frozen), ring (memory of the kernel mapped and
+# written by a program then), idle, or all.
 LOAD ?= fork,slab
-# Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap.
+# Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap; and inflight, under limit.
 BITE ?=
 # Point at which the process that makes a dump is killed, for another to go on with it: Acknowledged, Thawed, ...
 KILL ?=
