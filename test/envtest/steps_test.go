@@ -163,7 +163,8 @@ func TestDirectWay(t *testing.T) {
 	now.step(11 * time.Second)
 	w.setReady(corev1.ConditionUnknown)
 	w.await(dump, v1alpha1.ConditionTargetReady, metav1.ConditionTrue, v1alpha1.ReasonAttachedDirectly)
-	want := v1alpha1.TargetStatus{PersistentVolumeName: w.claim, CapacityBytes: 4 << 30, HolderPodUID: string(pod.UID), LocalPath: "/dev/disk/by-id/" + w.claim}
+	want := v1alpha1.TargetStatus{PersistentVolumeName: w.claim, CapacityBytes: 4 << 30, VolumeMode: v1alpha1.VolumeModeBlock,
+		HolderPodUID: string(pod.UID), LocalPath: "/dev/disk/by-id/" + w.claim}
 	if got := w.get(dump).Status.Target; got != want {
 		t.Errorf("target %+v, want %+v", got, want)
 	}
