@@ -200,10 +200,14 @@ static int on_insert_all(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
-/* (area, address, page frame, ...) */
+/*
+ * (area, address, page frame, ...): as a rule of a device, and then it must not push out what is
+ * remembered.
+ */
 static int on_insert_frame(struct kprobe *p, struct pt_regs *regs)
 {
-	hand_pages(regs->dx, 1);
+	if (regs->dx < ld_max_pfn)
+		hand_pages(regs->dx, 1);
 	return 0;
 }
 

@@ -277,9 +277,11 @@ void ld_watch_mark(void)
 			if (!ld_read_as_of_stop(&page, c->pages + j * sizeof(page), sizeof(page)) ||
 			    page < first || page >= end || (page - first) % sizeof(struct page))
 				break;
+			/* Not ld_page_uncover(): a copy of it may have come after such a write. */
 			if (ld_va_to_pfn_as_of_stop(c->va + j * PAGE_SIZE) !=
-			    page_to_pfn((struct page *)page))
-				ld_page_uncover(page_to_pfn((struct page *)page));
+			    page_to_pfn((struct page *)page) &&
+			    ld_page_is_ram(page_to_pfn((struct page *)page)))
+				set_bit(page_to_pfn((struct page *)page), ld_uncovered);
 		}
 		cond_resched();
 	}

@@ -30,6 +30,7 @@ func TestUsage(t *testing.T) {
 		{"dump", "one of --device, --output, --stdout and --connect is required"},
 		{"dump --device /dev/x --device=", "it is empty"},
 		{"dump --device /dev/x --output /dev/y", "one of --device"},
+		{"dump --device /dev/x --device /dev/x", "/dev/x is given twice"},
 		{"dump --device /dev/x extra", `unexpected argument "extra"`},
 		{"dump --device /dev/x --compression lzo", `"lzo"`},
 		{"dump --device /dev/x --dump-level 32", "want 0 to 31"},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/kdump"
@@ -59,6 +60,12 @@ func (t *targetFlags) check() error {
 	if n != 1 {
 		return errors.New("one of --device, --output, --stdout and --connect is required")
 	}
+	names := slices.Concat(t.devices, t.outputs)
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			return fmt.Errorf("%s is given twice: the parts of a dump need a target each", name)
+		}
+	}
 	if t.connect == "" && (t.ca != "" || t.serverName != "") {
 		return errors.New("--ca and --server-name go with --connect")
 	}
@@ -81,7 +88,7 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 		return engine.Stream(o), nil
 	}
 	var opens []engine.Open
-	for _, p := range append(t.devices, t.outputs...) { // one of them is empty
+	for _, p := range slices.Concat(t.devices, t.outputs) { // one of them is empty
 		path, err := filepath.Abs(p)
 		if err != nil {
 			return nil, err

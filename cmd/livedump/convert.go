@@ -62,8 +62,8 @@ know; of others only zero pages can be left out.`,
 			if o.Codec, err = kdump.ParseCodec(compression); err != nil {
 				return wrongUsage{err}
 			}
-			if o.Parts < 1 || o.Parts > maxParts {
-				return usageError("--split %d: want 1 to %d", o.Parts, maxParts)
+			if o.Parts < 1 || o.Parts > kdump.MaxParts {
+				return usageError("--split %d: want 1 to %d", o.Parts, kdump.MaxParts)
 			}
 			if o.DumpLevel < 0 || o.DumpLevel > 31 {
 				return usageError("--dump-level %d: want 0 to 31", o.DumpLevel)
@@ -144,9 +144,6 @@ know; of others only zero pages can be left out.`,
 
 // writersWaiting is how many writes are in the kernel most of the time.
 const writersWaiting = 2
-
-// maxParts bounds memory: each part has buffers of its own.
-const maxParts = 16
 
 // changesContent says whether flags ask for other bytes than the source's.
 func changesContent(cmd *cobra.Command) bool {

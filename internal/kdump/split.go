@@ -75,10 +75,13 @@ func (s *SplitWriter) halt(err error) {
 	}
 }
 
+// MaxParts bounds memory: each part has buffers of its own.
+const MaxParts = 16
+
 // splitRAM says which page frames go to which output.
 func splitRAM(outs []Output, meta *Meta) ([]PFNRange, error) {
-	if len(outs) < 2 {
-		return nil, errors.New("a dump is split among two targets or more")
+	if len(outs) < 2 || len(outs) > MaxParts {
+		return nil, fmt.Errorf("a dump is split among 2 to %d targets, not %d", MaxParts, len(outs))
 	}
 	if err := meta.validate(); err != nil {
 		return nil, err

@@ -27,10 +27,10 @@ func RandomsOf(t Target) []Random {
 func (p *Parts) Describe() string {
 	var each []string
 	for _, t := range p.Parts {
-		d := t.Describe()
-		each = append(each, d[:min(len(d), maxLabel/len(p.Parts)-3)])
+		each = append(each, t.Describe())
 	}
-	return strings.Join(each, " + ")
+	all := strings.Join(each, " + ")
+	return all[:min(len(all), maxLabel)]
 }
 
 // Abilities are none: what can be done is what each part says.
