@@ -335,14 +335,14 @@ func (w *Writer) eachOfAll(f func(*storedPage) error) error {
 // writeSums writes the table of chunk checksums, which ends the dump.
 func (w *Writer) writeSums(rec *Record) error {
 	sums := w.disk.sums
-	n := roundUp(int64(len(sums))*sha256.Size, PageSize)
+	n := roundUp(int64(len(sums))*chunkSumBytes, PageSize)
 	table, err := newAligned(int(n))
 	if err != nil {
 		return err
 	}
 	defer table.free()
 	for i, sum := range sums {
-		copy(table.b[i*sha256.Size:], sum[:])
+		sum.put(table.b[i*chunkSumBytes:])
 	}
 	rec.Root = sha256.Sum256(table.b)
 	rec.Size = rec.SumsOffset + uint64(n)

@@ -3,7 +3,6 @@
 package kdump
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 )
@@ -58,7 +57,7 @@ func newLayout(maxPFN, pages uint64, notesBytes, chunkBytes int64) (layout, erro
 // tailBytes is what follows data that ends at end: the table of lost ranges and the checksums.
 func (l *layout) tailBytes(end int64, lostRanges int) int64 {
 	covered := roundUp(roundUp(end, 8)+16*int64(lostRanges), PageSize)
-	return covered - end + roundUp((covered+l.chunkBytes-1)/l.chunkBytes*sha256.Size, PageSize)
+	return covered - end + roundUp((covered+l.chunkBytes-1)/l.chunkBytes*chunkSumBytes, PageSize)
 }
 
 // MinSize is the least room, in bytes, that a dump of this many pages can take: what it takes if

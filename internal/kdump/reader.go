@@ -5,7 +5,6 @@ package kdump
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -364,7 +363,7 @@ func (d *Reader) chunks() uint64 {
 }
 
 func (d *Reader) sumsBytes() uint64 {
-	return uint64(roundUp(int64(d.chunks())*sha256.Size, PageSize))
+	return uint64(roundUp(int64(d.chunks())*chunkSumBytes, PageSize))
 }
 
 // LostPages lists the pages that are not in the dump because their content could not be kept.

@@ -48,7 +48,7 @@ func (s State) String() string {
 const (
 	recordOffset  = 1024
 	recordBytes   = 576
-	recordVersion = 1
+	recordVersion = 2 // 1 had SHA-256 of chunks
 
 	reasonBytes = 256
 

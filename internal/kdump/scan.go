@@ -18,7 +18,7 @@ type chunkScan struct {
 	r         io.ReaderAt
 	block0    []byte // taken as it is instead of being read
 	rec       *Record
-	sums      [][sha256.Size]byte
+	sums      []chunkSum
 	workers   int
 	bytesRead *atomic.Int64
 	// bad is called for each chunk that differs, in order. An error of it ends the scan.
@@ -131,7 +131,7 @@ func (c *chunkScan) check(s *scanSlot) {
 		return
 	}
 	if s.index < len(c.sums) {
-		s.same = sha256.Sum256(b) == c.sums[s.index]
+		s.same = sumChunk(b) == c.sums[s.index]
 		return
 	}
 	s.same = c.checkTable(b, s.offset)
@@ -139,13 +139,13 @@ func (c *chunkScan) check(s *scanSlot) {
 
 // checkTable compares a piece of the table of checksums with the checksums themselves.
 func (c *chunkScan) checkTable(b []byte, offset int64) bool {
-	at := int((offset - int64(c.rec.SumsOffset)) / sha256.Size)
-	for i := 0; i < len(b); i += sha256.Size {
-		var want [sha256.Size]byte
-		if k := at + i/sha256.Size; k < len(c.sums) {
+	at := int((offset - int64(c.rec.SumsOffset)) / chunkSumBytes)
+	for i := 0; i < len(b); i += chunkSumBytes {
+		var want chunkSum
+		if k := at + i/chunkSumBytes; k < len(c.sums) {
 			want = c.sums[k]
 		}
-		if [sha256.Size]byte(b[i:i+sha256.Size]) != want {
+		if readChunkSum(b[i:]) != want {
 			return false
 		}
 	}

@@ -28,7 +28,7 @@ type segment struct {
 	dataEnd    int64  // no page's data ends after it; a whole chunk, unless these are all
 	counts     counts // of all segments so far
 	firstChunk int64  // to which sums[0] belongs
-	sums       [][sha256.Size]byte
+	sums       []chunkSum
 	pieces     []uint32
 	tailSum    [sha256.Size]byte // of the unfinished chunk before dataEnd, if these are all
 
@@ -46,7 +46,7 @@ const (
 var segmentMagic = []byte("LDJOURNL")
 
 const (
-	segmentVersion = 1
+	segmentVersion = 2 // 1 had SHA-256 of chunks
 	segmentSeal    = 256 // offset of the head's own checksum
 	segmentAll     = 1   // flag
 
@@ -69,7 +69,7 @@ func trailerBytes(sums, body int64, kind segmentKind) int64 {
 	if kind == segmentPages {
 		pieces = (roundUp(body, PageSize) + indexPiece - 1) / indexPiece
 	}
-	return roundUp(sums*sha256.Size+pieces*4, PageSize)
+	return roundUp(sums*chunkSumBytes+pieces*4, PageSize)
 }
 
 func (s *segment) bytes() int64 {
@@ -85,7 +85,8 @@ func (s *segment) seal(body []byte) (*aligned, error) {
 	}
 	at := 0
 	for _, sum := range s.sums {
-		at += copy(mem.b[at:], sum[:])
+		sum.put(mem.b[at:])
+		at += chunkSumBytes
 	}
 	for _, crc := range s.pieces {
 		binary.LittleEndian.PutUint32(mem.b[at:], crc)
@@ -163,8 +164,8 @@ func readSegment(out Output, top int64, session Session, seq uint64) (*segment, 
 	}
 	at := 0
 	for range nsums {
-		s.sums = append(s.sums, [sha256.Size]byte(trailer.b[at:at+sha256.Size]))
-		at += sha256.Size
+		s.sums = append(s.sums, readChunkSum(trailer.b[at:]))
+		at += chunkSumBytes
 	}
 	for range (s.bodyBytes() + indexPiece - 1) / indexPiece {
 		s.pieces = append(s.pieces, binary.LittleEndian.Uint32(trailer.b[at:]))

@@ -3,7 +3,6 @@
 package kdump
 
 import (
-	"crypto/sha256"
 	"errors"
 	"io"
 	"sync"
@@ -29,7 +28,7 @@ type disk struct {
 	pace    *pace // nil: as fast as it goes
 
 	mu       sync.Mutex
-	sums     [][sha256.Size]byte
+	sums     []chunkSum
 	underWay map[int64]bool // offsets of submitted writes that are not done
 	pending  sync.WaitGroup
 	onWrite  func() // a write is done
@@ -103,8 +102,7 @@ func (d *disk) write(w chunkWrite) {
 	if d.failure.get() != nil {
 		return
 	}
-	sum := sha256.Sum256(w.buf.b[:w.n])
-	d.setSum(w.offset/d.chunkBytes, sum)
+	d.setSum(w.offset/d.chunkBytes, sumChunk(w.buf.b[:w.n]))
 	if d.pace != nil && !d.pace.wait(w.n, d.failure.done) {
 		return
 	}
@@ -119,11 +117,11 @@ func (d *disk) write(w chunkWrite) {
 	d.onWrite()
 }
 
-func (d *disk) setSum(chunk int64, sum [sha256.Size]byte) {
+func (d *disk) setSum(chunk int64, sum chunkSum) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for int64(len(d.sums)) <= chunk {
-		d.sums = append(d.sums, [sha256.Size]byte{})
+		d.sums = append(d.sums, 0)
 	}
 	d.sums[chunk] = sum
 }

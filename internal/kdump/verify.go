@@ -157,7 +157,7 @@ func (p *progressReader) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // readSums reads the table of checksums, all of it even if it is damaged.
-func (d *Reader) readSums() ([][sha256.Size]byte, error) {
+func (d *Reader) readSums() ([]chunkSum, error) {
 	b := make([]byte, 0, min(d.sumsBytes(), 4<<20))
 	for n := d.sumsBytes(); uint64(len(b)) < n; {
 		start := len(b)
@@ -167,9 +167,9 @@ func (d *Reader) readSums() ([][sha256.Size]byte, error) {
 			return nil, err
 		}
 	}
-	sums := make([][sha256.Size]byte, d.chunks())
+	sums := make([]chunkSum, d.chunks())
 	for i := range sums {
-		copy(sums[i][:], b[i*sha256.Size:])
+		sums[i] = readChunkSum(b[i*chunkSumBytes:])
 	}
 	if sha256.Sum256(b) != d.rec.Root {
 		return sums, fmt.Errorf("%w: the table of checksums does not match block 0", ErrDamaged)
