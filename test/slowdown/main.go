@@ -4,8 +4,9 @@
 // takes in a guest before the module is first used, while memory is frozen, and after
 // the thaw. `make bench-slowdown` runs it.
 //
-// Frozen, it is done twice in each freeze: the first time is full of first writes
-// to pages, the second time has what stays.
+// It is always done twice by one process: frozen, the first time is full of first writes to pages, and the second
+// has what stays. A process's first time is slower in any case, for its heap grows; so each is compared with the same
+// one before.
 //
 // Time is counted in instructions of the guest, one nanosecond each: what else the
 // machine does at the time would hide everything otherwise. So caches play no part,
@@ -13,7 +14,7 @@
 //
 // It writes OUT/slowdown.json. All numbers are medians; a ratio says how many times
 // as long as before, and noise is the same of the slowest to the fastest quarter of
-// the runs before: a ratio that is not larger says nothing.
+// the runs before, of the first or the second time, whichever has more: a ratio that is not larger says nothing.
 package main
 
 import (
@@ -42,15 +43,14 @@ const (
 type options struct {
 	series, out, bin string
 	memoryMiB        int
-	freezes, runs    int
+	freezes          int
 }
 
 func main() {
 	o := options{}
 	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
 	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
-	flag.IntVar(&o.freezes, "freezes", 9, "freezes, and runs after a thaw")
-	flag.IntVar(&o.runs, "runs", 12, "runs before")
+	flag.IntVar(&o.freezes, "freezes", 12, "runs before, freezes, and runs after a thaw")
 	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, work and kmod/")
 	flag.Parse()
@@ -59,9 +59,10 @@ func main() {
 		if err != nil {
 			return "", err
 		}
-		fmt.Printf("%-10s %10s %15s %16s %10s  %s\n", "part", "before", "frozen, first", "frozen, steady", "after", "noise")
+		fmt.Printf("%-10s %12s %15s %16s %14s %15s %7s\n", "part", "before", "frozen, first", "frozen, steady", "after, first", "after, steady", "noise")
 		for _, p := range r.Parts {
-			fmt.Printf("%-10s %7.1f ms %14.2fx %15.2fx %9.2fx  %.2fx\n", p.Part, p.BeforeMS, p.FrozenFirst, p.FrozenSteady, p.After, p.Noise)
+			fmt.Printf("%-10s %9.1f ms %14.2fx %15.2fx %13.2fx %14.2fx %6.2fx\n", p.Part, p.BeforeMS, p.FrozenFirst, p.FrozenSteady, p.AfterFirst,
+				p.AfterSteady, p.Noise)
 		}
 		return "", nil
 	})
@@ -71,23 +72,28 @@ type result struct {
 	Kernel  string       `json:"kernel"`
 	RAMMiB  int          `json:"ram_mib"`
 	CPUs    int          `json:"cpus"`
-	Runs    int          `json:"runs_before"`
 	Freezes int          `json:"freezes"`
 	Parts   []partResult `json:"parts"`
 }
 
-// partResult has ratios to BeforeMS.
+// partResult has ratios to the same time of a process before. BeforeMS is the second.
 type partResult struct {
 	Part         string  `json:"part"`
 	BeforeMS     float64 `json:"before_ms"`
 	FrozenFirst  float64 `json:"frozen_first_ratio"`
 	FrozenSteady float64 `json:"frozen_steady_ratio"`
-	After        float64 `json:"after_ratio"`
+	AfterFirst   float64 `json:"after_first_ratio"`
+	AfterSteady  float64 `json:"after_steady_ratio"`
 	Noise        float64 `json:"noise_ratio"`
 }
 
-// times are the runs of a part, in nanoseconds.
-type times map[string][]float64
+// twice are a process's first and second time.
+const twice = 2
+
+// times are the runs of each part, in nanoseconds, of the first and the second time.
+type times [twice]map[string][]float64
+
+func newTimes() times { return times{{}, {}} }
 
 func run(ctx context.Context, o options) (_ *result, err error) {
 	kernel, err := guest.FetchKernel(ctx, o.series)
@@ -108,42 +114,47 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, g.CheckConsole(), g.Stop()) }()
-	before, first, steady, after := times{}, times{}, times{}, times{}
+	before, froze, after := newTimes(), newTimes(), newTimes()
 	// The first one warms caches.
-	if err := work(ctx, g, 1, times{}); err != nil {
+	if err := work(ctx, g, newTimes()); err != nil {
 		return nil, err
 	}
-	if err := work(ctx, g, o.runs, before); err != nil {
-		return nil, err
+	for range o.freezes {
+		if err := work(ctx, g, before); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := g.Run(ctx, "insmod", guestModule); err != nil {
 		return nil, err
 	}
 	for range o.freezes {
-		if err := frozen(ctx, g, first, steady); err != nil {
+		if err := frozen(ctx, g, froze); err != nil {
 			return nil, err
 		}
-		if err := work(ctx, g, 1, after); err != nil {
+		if err := work(ctx, g, after); err != nil {
 			return nil, err
 		}
 	}
-	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: 1, Runs: o.runs, Freezes: o.freezes}
+	r := &result{Kernel: kernel.Release, RAMMiB: o.memoryMiB, CPUs: 1, Freezes: o.freezes}
 	for _, part := range []string{"cpu", "memory", "files", "pipe", "processes", "all"} {
-		b := before[part]
-		if len(b) == 0 || len(first[part]) == 0 || len(steady[part]) == 0 || len(after[part]) == 0 {
-			return nil, fmt.Errorf("no times of part %s", part)
+		p := partResult{Part: part}
+		for i, to := range [twice]struct{ frozen, after *float64 }{{&p.FrozenFirst, &p.AfterFirst}, {&p.FrozenSteady, &p.AfterSteady}} {
+			b := before[i][part]
+			if len(b) == 0 || len(froze[i][part]) == 0 || len(after[i][part]) == 0 {
+				return nil, fmt.Errorf("no times of part %s", part)
+			}
+			m := quantile(b, 0.5)
+			p.BeforeMS = m / 1e6
+			*to.frozen, *to.after = quantile(froze[i][part], 0.5)/m, quantile(after[i][part], 0.5)/m
+			p.Noise = max(p.Noise, quantile(b, 0.75)/quantile(b, 0.25))
 		}
-		m := quantile(b, 0.5)
-		r.Parts = append(r.Parts, partResult{
-			Part: part, BeforeMS: m / 1e6, FrozenFirst: quantile(first[part], 0.5) / m, FrozenSteady: quantile(steady[part], 0.5) / m,
-			After: quantile(after[part], 0.5) / m, Noise: quantile(b, 0.75) / quantile(b, 0.25),
-		})
+		r.Parts = append(r.Parts, p)
 	}
 	return r, trial.WriteJSON(filepath.Join(o.out, "slowdown.json"), r)
 }
 
-// frozen works twice while memory is frozen, and thaws.
-func frozen(ctx context.Context, g *guest.Guest, first, steady times) error {
+// frozen works while memory is frozen, and thaws.
+func frozen(ctx context.Context, g *guest.Guest, into times) error {
 	d, err := guestsession.Start(ctx, g)
 	if err != nil {
 		return err
@@ -151,37 +162,31 @@ func frozen(ctx context.Context, g *guest.Guest, first, steady times) error {
 	if err := d.Do(ctx, "prepare", "freeze"); err != nil {
 		return errors.Join(err, d.Kill(ctx))
 	}
-	both := times{}
-	workErr := work(ctx, g, 2, both)
+	workErr := work(ctx, g, into)
 	a, err := d.Ask(ctx, "stats")
 	if err == nil && a.Stats.Failure != 0 {
 		err = fmt.Errorf("the session failed (%d) while the work was done", a.Stats.Failure)
 	}
-	if err := errors.Join(workErr, err, d.Do(ctx, "thaw", "close"), d.End(ctx)); err != nil {
-		return err
-	}
-	for part, v := range both {
-		first[part], steady[part] = append(first[part], v[0]), append(steady[part], v[1])
-	}
-	return nil
+	return errors.Join(workErr, err, d.Do(ctx, "thaw", "close"), d.End(ctx))
 }
 
-func work(ctx context.Context, g *guest.Guest, runs int, into times) error {
-	out, err := g.Run(ctx, guestWork, strconv.Itoa(runs))
+// work has a process of the guest do the work twice.
+func work(ctx context.Context, g *guest.Guest, into times) error {
+	out, err := g.Run(ctx, guestWork, strconv.Itoa(twice))
 	if err != nil {
 		return err
 	}
 	lines := strings.Split(strings.TrimSpace(out.Stdout), "\n")
-	if len(lines) != runs {
-		return fmt.Errorf("%d lines of %d runs: %q", len(lines), runs, out.Stdout)
+	if len(lines) != twice {
+		return fmt.Errorf("%d lines of %d runs: %q", len(lines), twice, out.Stdout)
 	}
-	for _, line := range lines {
+	for i, line := range lines {
 		var took map[string]float64
 		if err := json.Unmarshal([]byte(line), &took); err != nil {
 			return fmt.Errorf("work: %q: %w", line, err)
 		}
 		for part, ns := range took {
-			into[part] = append(into[part], ns)
+			into[i][part] = append(into[i][part], ns)
 		}
 	}
 	return nil
