@@ -31,32 +31,29 @@ const (
 )
 
 type options struct {
-	series, out, bin, only string
-	memoryMiB, cpus        int
-	seconds                uint
-	seed                   uint64
+	trial.Guest
+	out, bin, only string
+	cpus           int
+	seconds        uint
+	seed           uint64
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guests in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guests")
+	o.Guest.Flags(1024, 2, "out/abi", "test/abi, kmod/, kmod-instrumented/ and kmod-test/")
 	flag.UintVar(&o.seconds, "seconds", 45, "how long to fuzz")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the fuzzer")
-	flag.StringVar(&o.out, "out", "out/abi", "`directory` for the consoles")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with test/abi, kmod/, kmod-instrumented/ and kmod-test/")
 	flag.StringVar(&o.only, "only", "", "one part: calls or panic")
 	flag.Parse()
 
 	limit := 30*time.Minute + time.Duration(o.seconds)*time.Second
 	trial.Run("test-abi", limit, func(ctx context.Context) (string, error) {
-		return fmt.Sprintf("on kernel %s (fuzzed for %d s, seed %d)", o.series, o.seconds, o.seed), run(ctx, o)
+		return fmt.Sprintf("on kernel %s (fuzzed for %d s, seed %d)", o.Series, o.seconds, o.seed), run(ctx, o)
 	})
 }
 
 func run(ctx context.Context, o options) error {
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
@@ -85,20 +82,20 @@ type test struct {
 
 // boot starts a guest; name is that of its console's log.
 func (t *test) boot(ctx context.Context, name string, words []string, files ...guest.File) error {
-	module := func(dir, file string) string { return filepath.Join(t.o.bin, dir, t.kernel.Release, file) }
+	module := func(dir, file string) string { return filepath.Join(t.o.Bin, dir, t.kernel.Release, file) }
 	trial.Step("boot kernel %s for %s", t.kernel.Release, name)
-	if err := os.MkdirAll(t.o.out, 0o755); err != nil {
+	if err := os.MkdirAll(t.o.Out, 0o755); err != nil {
 		return err
 	}
 	var err error
 	t.guest, err = guest.Start(ctx, guest.Config{
-		Kernel: t.kernel, Dir: filepath.Join(t.o.out, name), Console: filepath.Join(t.o.out, name+".log"),
-		MemoryMiB: t.o.memoryMiB, CPUs: t.o.cpus, Append: words,
+		Kernel: t.kernel, Dir: filepath.Join(t.o.Out, name), Console: filepath.Join(t.o.Out, name+".log"),
+		MemoryMiB: t.o.MemoryMiB, CPUs: t.o.CPUs, Append: words,
 		Files: append(files,
 			guest.File{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			guest.File{Path: guestInstrumented, Source: module("kmod-instrumented", "livedump.ko")},
 			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
-			guest.File{Path: guestProgram, Source: filepath.Join(t.o.bin, "test/abi"), Mode: 0o755}),
+			guest.File{Path: guestProgram, Source: filepath.Join(t.o.Bin, "test/abi"), Mode: 0o755}),
 	})
 	return err
 }
@@ -166,7 +163,7 @@ func (s state) compare(after state) error {
 // calls is the guest in which everything is called.
 func (t *test) calls(ctx context.Context) (err error) {
 	// Half of memory can be taken offline.
-	if err := t.boot(ctx, "calls", []string{fmt.Sprintf("kernelcore=%dM", t.o.memoryMiB/2)}); err != nil {
+	if err := t.boot(ctx, "calls", []string{fmt.Sprintf("kernelcore=%dM", t.o.MemoryMiB/2)}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.guest.Stop()) }()

@@ -54,8 +54,8 @@ type bench struct {
 }
 
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (*bench, error) {
-	b := &bench{o: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
-	if err := guest.CreateImage(b.image, o.memoryMiB+diskExtraMiB); err != nil {
+	b := &bench{o: o, kernel: kernel, image: filepath.Join(o.Out, "disk.img")}
+	if err := guest.CreateImage(b.image, o.MemoryMiB+diskExtraMiB); err != nil {
 		return nil, err
 	}
 	var err error
@@ -70,21 +70,21 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (*bench, err
 
 func (b *bench) boot(ctx context.Context) error {
 	o := b.o
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", b.kernel.Release, o.memoryMiB, o.cpus)
-	module := func(dir, name string) string { return filepath.Join(o.bin, dir, b.kernel.Release, name) }
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", b.kernel.Release, o.MemoryMiB, o.CPUs)
+	module := func(dir, name string) string { return filepath.Join(o.Bin, dir, b.kernel.Release, name) }
 	other, err := otherSources(module("kmod", "livedump.ko"))
 	if err != nil {
 		return err
 	}
 	// It lives until close, also if it is booted in the middle of one fault.
 	b.guest, err = guest.Start(context.WithoutCancel(ctx), guest.Config{
-		Kernel: b.kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: b.kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		Hostname: "livedump-guest", Modules: []string{"dm_mod", "dm_flakey"},
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
-		Files: append(append(guestdump.Files(module("kmod", "livedump.ko"), filepath.Join(o.bin, "livedump-agent")),
+		Files: append(append(guestdump.Files(module("kmod", "livedump.ko"), filepath.Join(o.Bin, "livedump-agent")),
 			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
 			guest.File{Path: guestOtherBuild, Data: other},
-			guest.File{Path: provide.Program, Source: filepath.Join(o.bin, "load"), Mode: 0o755}), b.tools...),
+			guest.File{Path: provide.Program, Source: filepath.Join(o.Bin, "load"), Mode: 0o755}), b.tools...),
 	})
 	if err != nil {
 		return err

@@ -27,18 +27,15 @@ import (
 const limit = 60 * time.Minute
 
 type options struct {
-	series, out, bin string
-	memoryMiB, cpus  int
-	only             *regexp.Regexp
+	trial.Guest
+	out, bin string
+	cpus     int
+	only     *regexp.Regexp
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
-	flag.StringVar(&o.out, "out", "out/faults", "`directory` for logs")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
+	o.Guest.Flags(1024, 2, "out/faults", "livedump-agent, load, kmod/ and kmod-test/")
 	with := flag.String("with", "", "`file` with rows of another test, which the table is to have too")
 	only := flag.String("faults", "", "`regular expression`: only the faults whose name it matches")
 	flag.Parse()
@@ -63,15 +60,15 @@ func main() {
 				err = errors.Join(err, fmt.Errorf("%s: %s", r.Fault, r.Seen))
 			}
 		}
-		return fmt.Sprintf("%d faults", len(rows)), errors.Join(err, trial.WriteJSON(filepath.Join(filepath.Dir(o.out), "faults.json"), rows))
+		return fmt.Sprintf("%d faults", len(rows)), errors.Join(err, trial.WriteJSON(filepath.Join(filepath.Dir(o.Out), "faults.json"), rows))
 	})
 }
 
 func run(ctx context.Context, o options) (rows []faultrow.Row, err error) {
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return nil, err
 	}
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ func killedInTheMiddle(ctx context.Context, d *attempt) (string, error) {
 
 // onMapped puts a device-mapper device above the disk.
 func (d *attempt) onMapped(ctx context.Context, run func(sectors int64) (string, error)) (outcome string, err error) {
-	sectors := int64(d.b.o.memoryMiB+diskExtraMiB) << 11
+	sectors := int64(d.b.o.MemoryMiB+diskExtraMiB) << 11
 	if err := d.sh(ctx, fmt.Sprintf("dmsetup --noudevrules --noudevsync create %s --table '0 %d linear %s 0'", mapped, sectors, guestDisk)); err != nil {
 		return "", err
 	}

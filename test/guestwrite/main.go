@@ -30,19 +30,16 @@ const (
 )
 
 type options struct {
-	series, out, bin, load string
-	memoryMiB, cpus, runs  int
+	trial.Guest
+	out, bin, load string
+	cpus, runs     int
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(2048, 2, "out", "livedump-agent, load and kmod/")
 	flag.IntVar(&o.runs, "runs", 3, "dumps of each kind; the medians count")
 	flag.StringVar(&o.load, "load", "fork,slab", "`names` of loads, all at once")
-	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load and kmod/")
 	flag.Parse()
 	trial.Run("bench-guest-write", limit, func(ctx context.Context) (string, error) {
 		r, err := run(ctx, o)
@@ -50,7 +47,7 @@ func main() {
 			return "", err
 		}
 		r.print()
-		return "", trial.WriteJSON(filepath.Join(o.out, "bench-guest-write.json"), r)
+		return "", trial.WriteJSON(filepath.Join(o.Out, "bench-guest-write.json"), r)
 	})
 }
 
@@ -96,19 +93,19 @@ type kind struct {
 }
 
 func run(ctx context.Context, o options) (_ *result, err error) {
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(o.out, "guest-write")
+	dir := filepath.Join(o.Out, "guest-write")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	image := filepath.Join(dir, "disk.img")
-	if err := guest.CreateImage(image, o.memoryMiB+256); err != nil {
+	if err := guest.CreateImage(image, o.MemoryMiB+256); err != nil {
 		return nil, err
 	}
-	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.Bin, "load"))
 	if err != nil {
 		return nil, err
 	}
@@ -116,9 +113,9 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	files = append(append(files, dd...), guestdump.Files(filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
+	files = append(append(files, dd...), guestdump.Files(filepath.Join(o.Bin, "kmod", kernel.Release, "livedump.ko"), filepath.Join(o.Bin, "livedump-agent"))...)
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		Disks: []guest.Disk{{Image: image, Serial: "livedump-target", Snapshot: true}}, Files: files,
 	})
 	if err != nil {
@@ -128,7 +125,7 @@ func run(ctx context.Context, o options) (_ *result, err error) {
 	if _, err := g.Run(ctx, "insmod", guestdump.Module); err != nil {
 		return nil, err
 	}
-	r := &result{Kernel: kernel.Release, MemoryMiB: o.memoryMiB, CPUs: o.cpus, KVM: guest.UsesKVM()}
+	r := &result{Kernel: kernel.Release, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, KVM: guest.UsesKVM()}
 	for _, m := range []measurement{
 		{Compression: "zstd", DumpLevel: 31},
 		{Compression: "none", DumpLevel: 31},

@@ -72,25 +72,25 @@ type Report struct {
 
 // newBench boots the guest and starts the workload.
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
-	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
+	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.Out, "disk.img")}
 	b.report = Report{
-		Kernel: kernel.Release, MemoryMiB: o.memoryMiB, GuestCPUs: o.cpus, KVM: guest.UsesKVM(),
+		Kernel: kernel.Release, MemoryMiB: o.MemoryMiB, GuestCPUs: o.CPUs, KVM: guest.UsesKVM(),
 		Workload: "not finished", Readers: "not run",
 	}
-	if err := guest.CreateImage(b.image, o.memoryMiB+diskExtraMiB); err != nil {
+	if err := guest.CreateImage(b.image, o.MemoryMiB+diskExtraMiB); err != nil {
 		return nil, err
 	}
-	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	module := func(dir, name string) string { return filepath.Join(o.Bin, dir, kernel.Release, name) }
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	b.guest, err = guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
-		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest",
+		Kernel: kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"),
+		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, CPU: o.cpu, Hostname: "livedump-guest",
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}},
 		Files: []guest.File{
 			{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
-			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
-			provide.File(filepath.Join(o.bin, "workload")),
+			{Path: guestAgent, Source: filepath.Join(o.Bin, "livedump-agent")},
+			provide.File(filepath.Join(o.Bin, "workload")),
 		},
 	})
 	if err != nil {
@@ -127,7 +127,7 @@ func (b *bench) dump(ctx context.Context, flags ...string) (*engine.Report, erro
 	said := &guest.Output{}
 	c.Stdout, c.Stderr = said, said
 	runErr := c.Run(ctx)
-	if err := os.WriteFile(filepath.Join(b.o.out, "agent.log"), []byte(said.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(b.o.Out, "agent.log"), []byte(said.String()), 0o644); err != nil {
 		return nil, err
 	}
 	if runErr != nil {

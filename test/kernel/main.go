@@ -27,32 +27,29 @@ const limit = 45 * time.Minute
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(2048, 2, "out/kernel", "livedump-agent, workload, kmod/ and kmod-test/")
 	flag.StringVar(&o.cpu, "cpu", "max", "QEMU's CPU `model`")
-	flag.StringVar(&o.out, "out", "out/kernel", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, workload, kmod/ and kmod-test/")
 	flag.BoolVar(&o.short, "short", false, "only one dump and its judges")
 	flag.Parse()
 
 	trial.Run("test-kernel", limit, func(ctx context.Context) (string, error) {
-		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.Series, o.MemoryMiB, o.CPUs), run(ctx, o)
 	})
 }
 
 // options are the command's flags.
 type options struct {
-	series, cpu, out, bin string
-	memoryMiB, cpus       int
-	short                 bool
+	trial.Guest
+	cpu, out, bin string
+	cpus          int
+	short         bool
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
@@ -62,15 +59,15 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.scenarios(ctx); err != nil {
-		return errors.Join(err, trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report), b.guest.CheckConsole())
+		return errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, reportFileName), b.report), b.guest.CheckConsole())
 	}
 	if err := b.close(); err != nil {
 		return err
 	}
 	if err := b.judge(ctx); err != nil {
 		b.report.Readers = err.Error()
-		return errors.Join(err, trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report))
+		return errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, reportFileName), b.report))
 	}
 	b.report.Readers = "passed"
-	return trial.WriteJSON(filepath.Join(o.out, reportFileName), b.report)
+	return trial.WriteJSON(filepath.Join(o.Out, reportFileName), b.report)
 }

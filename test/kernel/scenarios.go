@@ -81,7 +81,7 @@ func (b *bench) judgedDump(ctx context.Context, before guest.MemoryState) error 
 	return err
 }
 
-func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") }
+func (b *bench) dumpFile() string { return filepath.Join(b.o.Out, "dump.kdump") }
 
 func (b *bench) state(ctx context.Context) (guest.MemoryState, error) {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
@@ -222,7 +222,7 @@ func (b *bench) judge(ctx context.Context) error {
 		return err
 	}
 	return judge.Judge(ctx, judge.Input{
-		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.out, Progress: trial.Step,
+		Dump: b.dumpFile(), Kernel: b.kernel, OutDir: b.o.Out, Progress: trial.Step,
 		Expect: judge.Expectation{
 			Before: b.before, After: b.after, Churn: churnAllowed,
 			ParkedTID: b.workload.ParkedTID, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},

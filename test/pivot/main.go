@@ -46,32 +46,29 @@ const (
 )
 
 type options struct {
-	series, out, bin string
-	memoryMiB, cpus  int
-	dumps            int
-	spoil            string
+	trial.Guest
+	out, bin string
+	cpus     int
+	dumps    int
+	spoil    string
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(512, 2, "out", "livedump-agent, load, kmod/ and kmod-test/")
 	flag.IntVar(&o.dumps, "dumps", 50, "dumps to take")
 	flag.StringVar(&o.spoil, "spoil", "", "`range` that the instrumented module leaves unprotected: vmalloc, modules or image; violations are then expected")
-	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod/ and kmod-test/")
 	flag.Parse()
 
 	trial.Run("test-pivot", limit, func(ctx context.Context) (string, error) {
-		r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: loads, Spoiled: o.spoil}
+		r := &result{RAMMiB: o.MemoryMiB, CPUs: o.CPUs, Load: loads, Spoiled: o.spoil}
 		err := run(ctx, o, r)
 		if o.spoil != "" {
-			return fmt.Sprintf("on kernel %s: %d violations in %d dumps with %s left unprotected,", o.series, len(r.Violations), r.Dumps, o.spoil),
-				errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "pivot-spoiled.json"), r))
+			return fmt.Sprintf("on kernel %s: %d violations in %d dumps with %s left unprotected,", o.Series, len(r.Violations), r.Dumps, o.spoil),
+				errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, "pivot-spoiled.json"), r))
 		}
 		return fmt.Sprintf("on kernel %s: %d dumps, %d violations, %d of %d readings of the running memory with one,",
-			o.series, r.Dumps, len(r.Violations), r.LiveViolations, r.LiveReadings), errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "pivot.json"), r))
+			o.Series, r.Dumps, len(r.Violations), r.LiveViolations, r.LiveReadings), errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, "pivot.json"), r))
 	})
 }
 
@@ -105,21 +102,21 @@ type chainResult struct {
 }
 
 func run(ctx context.Context, o options, r *result) (err error) {
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
 	r.Kernel = kernel.Release
-	dir := filepath.Join(o.out, "pivot")
+	dir := filepath.Join(o.Out, "pivot")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	image := filepath.Join(dir, "disk.img")
-	if err := guest.CreateImage(image, o.memoryMiB+diskExtra); err != nil {
+	if err := guest.CreateImage(image, o.MemoryMiB+diskExtra); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(image)) }()
-	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.Bin, "load"))
 	if err != nil {
 		return err
 	}
@@ -127,12 +124,12 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	if o.spoil != "" {
 		modules, insert = "kmod-instrumented", append(insert, "leave_uncovered="+o.spoil)
 	}
-	files = append(files, guestdump.Files(filepath.Join(o.bin, modules, kernel.Release, "livedump.ko"), filepath.Join(o.bin, "livedump-agent"))...)
-	files = append(files, guest.File{Path: pivotModule, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pivot.ko")})
+	files = append(files, guestdump.Files(filepath.Join(o.Bin, modules, kernel.Release, "livedump.ko"), filepath.Join(o.Bin, "livedump-agent"))...)
+	files = append(files, guest.File{Path: pivotModule, Source: filepath.Join(o.Bin, "kmod-test", kernel.Release, "livedump_pivot.ko")})
 
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		Disks: []guest.Disk{{Image: image, Serial: "livedump-target"}}, Files: files,
 	})
 	if err != nil {

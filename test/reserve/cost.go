@@ -89,7 +89,7 @@ func (b *bench) measure(ctx context.Context) error {
 	if out, err := b.shell(ctx, "insmod "+guestInstrumented+" measure=1"); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
-	report := costReport{Kernel: b.kernel.Release, RAMMiB: b.o.memoryMiB, CPUs: b.o.cpus, KVM: guest.UsesKVM(), Rounds: costRounds}
+	report := costReport{Kernel: b.kernel.Release, RAMMiB: b.o.MemoryMiB, CPUs: b.o.CPUs, KVM: guest.UsesKVM(), Rounds: costRounds}
 	var minor, frozen, used []float64
 	type samples struct {
 		writes, handled         int
@@ -180,7 +180,7 @@ func (b *bench) measure(ctx context.Context) error {
 			return fmt.Errorf("no write was a %q one: nothing was measured", kind)
 		}
 	}
-	file := filepath.Join(b.o.out, "bench-faults.json")
+	file := filepath.Join(b.o.Out, "bench-faults.json")
 	if err := trial.WriteJSON(file, report); err != nil {
 		return err
 	}

@@ -33,18 +33,15 @@ const (
 )
 
 type options struct {
-	series, out, bin string
-	memoryMiB, cpus  int
-	bench            bool
+	trial.Guest
+	out, bin string
+	cpus     int
+	bench    bool
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`, half of it on each of two nodes")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
-	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with kmod/, kmod-instrumented/, kmod-test/ and driver")
+	o.Guest.Flags(2048, 2, "out", "kmod/, kmod-instrumented/, kmod-test/ and driver")
 	flag.BoolVar(&o.bench, "bench", false, "measure the cost of faults")
 	flag.Parse()
 	name := "test-reserve"
@@ -53,33 +50,33 @@ func main() {
 	}
 
 	trial.Run(name, limit, func(ctx context.Context) (string, error) {
-		return "on kernel " + o.series, run(ctx, o, name)
+		return "on kernel " + o.Series, run(ctx, o, name)
 	})
 }
 
 func run(ctx context.Context, o options, name string) (err error) {
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(o.out, name)
+	dir := filepath.Join(o.Out, name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	module := func(kind, name string) string { return filepath.Join(o.bin, kind, kernel.Release, name) }
+	module := func(kind, name string) string { return filepath.Join(o.Bin, kind, kernel.Release, name) }
 	config := guest.Config{
-		Kernel: kernel, Dir: dir, MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: kernel, Dir: dir, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		Files: []guest.File{
 			{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			{Path: guestInstrumented, Source: module("kmod-instrumented", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
-			{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver")},
+			{Path: guestsession.Program, Source: filepath.Join(o.Bin, "driver")},
 		},
 	}
 	if !o.bench {
 		config.ExtraArgs = twoNodes(o)
 	}
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	g, err := guest.Start(ctx, config)
 	if err != nil {
 		return err
@@ -98,9 +95,9 @@ func twoNodes(o options) []string {
 	args := []string{"-smp", "sockets=2"}
 	for node := range 2 {
 		args = append(args,
-			"-object", fmt.Sprintf("memory-backend-ram,id=node%d,size=%dM", node, o.memoryMiB/2),
+			"-object", fmt.Sprintf("memory-backend-ram,id=node%d,size=%dM", node, o.MemoryMiB/2),
 			"-numa", fmt.Sprintf("node,nodeid=%d,memdev=node%d,cpus=%d-%d", node, node,
-				node*o.cpus/2, (node+1)*o.cpus/2-1))
+				node*o.CPUs/2, (node+1)*o.CPUs/2-1))
 	}
 	return args
 }

@@ -29,32 +29,29 @@ import (
 const limit = time.Hour
 
 type options struct {
-	series, out, bin string
-	memoryMiB, cpus  int
-	row              int
-	only             string
+	trial.Guest
+	out, bin string
+	cpus     int
+	row      int
+	only     string
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 512, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(512, 2, "out", "driver, load, kmod/ and kmod-test/")
 	flag.IntVar(&o.row, "row", 100, "sessions in a row")
 	flag.StringVar(&o.only, "only", "", "only cases whose name has this `text`; \"-\": none")
-	flag.StringVar(&o.out, "out", "out", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with driver, load, kmod/ and kmod-test/")
 	flag.Parse()
 
 	trial.Run("test-restore", limit, func(ctx context.Context) (string, error) {
-		r := &result{RAMMiB: o.memoryMiB, CPUs: o.cpus, Load: strings.Join(steadyLoad, " ")}
+		r := &result{RAMMiB: o.MemoryMiB, CPUs: o.CPUs, Load: strings.Join(steadyLoad, " ")}
 		err := run(ctx, o, r)
 		row := "none in a row"
 		if r.Row != nil {
 			row = fmt.Sprintf("%d in a row", r.Row.Sessions)
 		}
-		return fmt.Sprintf("on kernel %s: %d ends of a session, %s,", o.series, len(r.Cases), row),
-			errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "restore.json"), r))
+		return fmt.Sprintf("on kernel %s: %d ends of a session, %s,", o.Series, len(r.Cases), row),
+			errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, "restore.json"), r))
 	})
 }
 
@@ -79,27 +76,27 @@ type caseResult struct {
 }
 
 func run(ctx context.Context, o options, r *result) (err error) {
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
 	r.Kernel = kernel.Release
-	dir := filepath.Join(o.out, "restore")
+	dir := filepath.Join(o.Out, "restore")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.Bin, "load"))
 	if err != nil {
 		return err
 	}
 	files = append(files,
-		guest.File{Path: guestModule, Source: filepath.Join(o.bin, "kmod", kernel.Release, "livedump.ko")},
-		guest.File{Path: guestPGTables, Source: filepath.Join(o.bin, "kmod-test", kernel.Release, "livedump_pgtables.ko")},
-		guest.File{Path: guestsession.Program, Source: filepath.Join(o.bin, "driver"), Mode: 0o755})
+		guest.File{Path: guestModule, Source: filepath.Join(o.Bin, "kmod", kernel.Release, "livedump.ko")},
+		guest.File{Path: guestPGTables, Source: filepath.Join(o.Bin, "kmod-test", kernel.Release, "livedump_pgtables.ko")},
+		guest.File{Path: guestsession.Program, Source: filepath.Join(o.Bin, "driver"), Mode: 0o755})
 
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.memoryMiB, CPUs: o.cpus, Files: files,
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Files: files,
 	})
 	if err != nil {
 		return err

@@ -37,20 +37,17 @@ import (
 const limit = 30 * time.Minute
 
 type options struct {
-	series, out, bin string
-	memoryMiB, cpus  int
+	trial.Guest
+	out, bin string
+	cpus     int
 }
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 1024, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 4, "virtual CPUs of the guest, at least 3")
-	flag.StringVar(&o.out, "out", "out/stuck", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, kmod-instrumented/ and kmod-test/")
+	o.Guest.Flags(1024, 4, "out/stuck", "livedump-agent, kmod-instrumented/ and kmod-test/")
 	flag.Parse()
 	trial.Run("test-stuck", limit, func(ctx context.Context) (string, error) {
-		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.Series, o.MemoryMiB, o.CPUs), run(ctx, o)
 	})
 }
 
@@ -78,38 +75,38 @@ type machine struct {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if o.cpus < 3 {
+	if o.CPUs < 3 {
 		return errors.New("two stuck CPUs and one that works are three")
 	}
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
-	m := &machine{options: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
-	if err := guest.CreateImage(m.image, o.memoryMiB+128); err != nil {
+	m := &machine{options: o, kernel: kernel, image: filepath.Join(o.Out, "disk.img")}
+	if err := guest.CreateImage(m.image, o.MemoryMiB+128); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(m.image)) }()
-	file := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	file := func(dir, name string) string { return filepath.Join(o.Bin, dir, kernel.Release, name) }
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	m.Guest, err = guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
-		MemoryMiB: o.memoryMiB, CPUs: o.cpus,
+		Kernel: kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"),
+		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		Append: []string{
 			// The kernel's watchdogs would rightly report the CPUs that this test makes stuck.
 			"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "workqueue.watchdog_thresh=0",
 			// What the scheduler has put on such a CPU waits with it, the guest's own init too.
-			fmt.Sprintf("isolcpus=%d,%d", o.cpus-2, o.cpus-1),
+			fmt.Sprintf("isolcpus=%d,%d", o.CPUs-2, o.CPUs-1),
 		},
 		Disks: []guest.Disk{{Image: m.image, Serial: "livedump-target"}},
 		Files: []guest.File{
 			{Path: module, Source: file("kmod-instrumented", "livedump.ko")},
 			{Path: stuckModule, Source: file("kmod-test", "livedump_stuck.ko")},
 			{Path: tables, Source: file("kmod-test", "livedump_pgtables.ko")},
-			{Path: agent, Source: filepath.Join(o.bin, "livedump-agent")},
+			{Path: agent, Source: filepath.Join(o.Bin, "livedump-agent")},
 		},
 	})
 	if err != nil {

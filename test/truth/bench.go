@@ -59,27 +59,27 @@ type bench struct {
 }
 
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
-	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.out, "disk.img")}
-	if err := guest.CreateImage(b.image, o.memoryMiB+diskExtraMiB); err != nil {
+	b = &bench{o: o, kernel: kernel, image: filepath.Join(o.Out, "disk.img")}
+	if err := guest.CreateImage(b.image, o.MemoryMiB+diskExtraMiB); err != nil {
 		return nil, err
 	}
-	files, err := provide.Files(ctx, kernel, filepath.Join(o.bin, "load"))
+	files, err := provide.Files(ctx, kernel, filepath.Join(o.Bin, "load"))
 	if err != nil {
 		return nil, err
 	}
-	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	module := func(dir, name string) string { return filepath.Join(o.Bin, dir, kernel.Release, name) }
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	b.guest, err = guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
-		MemoryMiB: o.memoryMiB, CPUs: o.cpus, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
+		Kernel: kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"),
+		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: o.nicModels(provide.NICsOf(kernel)), IOMMU: o.iommu,
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
 			{Path: guestShipped, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
-			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
-			{Path: guestHidden, Source: filepath.Join(o.bin, "test/hidden")},
-			{Path: guestRing, Source: filepath.Join(o.bin, "test/ring")},
+			{Path: guestAgent, Source: filepath.Join(o.Bin, "livedump-agent")},
+			{Path: guestHidden, Source: filepath.Join(o.Bin, "test/hidden")},
+			{Path: guestRing, Source: filepath.Join(o.Bin, "test/ring")},
 		}...),
 	})
 	if err != nil {

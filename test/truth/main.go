@@ -34,18 +34,19 @@ const limit = 90 * time.Minute
 
 // options are the command's flags.
 type options struct {
-	series, cpu, out, bin string
-	memoryMiB, cpus       int
-	nodes                 int
-	shipped               bool
-	loads                 []string
-	bites                 []string
-	dumps                 int
-	level                 uint
-	keepMiB               int
-	words                 []string
-	kill                  string
-	iommu                 bool
+	trial.Guest
+	cpu, out, bin string
+	cpus          int
+	nodes         int
+	shipped       bool
+	loads         []string
+	bites         []string
+	dumps         int
+	level         uint
+	keepMiB       int
+	words         []string
+	kill          string
+	iommu         bool
 }
 
 // names splits a list; empty elements are none.
@@ -55,13 +56,9 @@ func names(s string) []string {
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(2048, 2, "out/truth", "livedump-agent, load, kmod-instrumented/ and kmod-test/")
 	flag.IntVar(&o.nodes, "nodes", 0, "NUMA nodes of the guest; 0: no NUMA")
 	flag.StringVar(&o.cpu, "cpu", "max", "QEMU's CPU `model`")
-	flag.StringVar(&o.out, "out", "out/truth", "`directory` for logs")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, load, kmod-instrumented/ and kmod-test/")
 	loads := flag.String("load", "fork,slab", "`names` of loads, separated by commas (several at once: a+b), hidden, code, ring, idle, or all")
 	bites := flag.String("bite", "", "`ranges` to leave uncovered, one dump each: vmalloc, modules, image, vmemmap; inflight: look for none of these")
 	flag.IntVar(&o.dumps, "dumps", 1, "dumps under each load")
@@ -84,10 +81,10 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (r *Report, err error) {
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return nil, err
 	}
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +93,7 @@ func run(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	r = &Report{Kernel: kernel.Release, MemoryMiB: o.memoryMiB, CPUs: o.cpus, KVM: guest.UsesKVM(), DumpLevel: o.level}
+	r = &Report{Kernel: kernel.Release, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, KVM: guest.UsesKVM(), DumpLevel: o.level}
 	// Now: loads put code into memory, and that breaks up leaves of the direct map for good.
 	if r.Machine, err = b.guest.Machine(ctx); err != nil {
 		return nil, err
@@ -107,5 +104,5 @@ func run(ctx context.Context, o options) (r *Report, err error) {
 	}
 	err = errors.Join(err, b.guest.CheckConsole())
 	r.total()
-	return r, errors.Join(r.verdict(), err, trial.WriteJSON(filepath.Join(filepath.Dir(o.out), "truth.json"), r))
+	return r, errors.Join(r.verdict(), err, trial.WriteJSON(filepath.Join(filepath.Dir(o.Out), "truth.json"), r))
 }

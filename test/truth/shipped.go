@@ -44,7 +44,7 @@ func (b *bench) shippedToo(ctx context.Context, r *Report, kernel *guest.Kernel)
 	if err := b.guest.Stop(); err != nil {
 		return err
 	}
-	return r.Shipped.judge(ctx, kernel, b.o.out)
+	return r.Shipped.judge(ctx, kernel, b.o.Out)
 }
 
 // shipped makes the dump. The readers look at it when the guest is gone.
@@ -62,7 +62,7 @@ func (b *bench) shipped(ctx context.Context) (s *Shipped, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	s = &Shipped{Readers: "not run", dump: filepath.Join(b.o.out, "dump.kdump")}
+	s = &Shipped{Readers: "not run", dump: filepath.Join(b.o.Out, "dump.kdump")}
 	s.expectation = judge.Expectation{
 		Churn: churnAllowed, ParkedTID: parked, ParkedFrames: judge.ParkedFrames, Modules: []string{"livedump"},
 	}

@@ -61,7 +61,7 @@ type bench struct {
 
 func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, err error) {
 	b = &bench{o: o, kernel: kernel, images: map[string]string{}, versions: map[string]string{}}
-	b.report = Report{Kernel: kernel.Release, MemoryMiB: o.memoryMiB, GuestCPUs: o.cpus, KVM: guest.UsesKVM(), Workload: "not finished"}
+	b.report = Report{Kernel: kernel.Release, MemoryMiB: o.MemoryMiB, GuestCPUs: o.CPUs, KVM: guest.UsesKVM(), Workload: "not finished"}
 	if err := judge.Prepare(ctx, kernel); err != nil {
 		return nil, err
 	}
@@ -82,11 +82,11 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	if err := b.makeDisks(ctx); err != nil {
 		return nil, err
 	}
-	module := func(dir, name string) string { return filepath.Join(o.bin, dir, kernel.Release, name) }
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.memoryMiB, o.cpus)
+	module := func(dir, name string) string { return filepath.Join(o.Bin, dir, kernel.Release, name) }
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	b.guest, err = guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: o.out, Console: filepath.Join(o.out, "guest.log"),
-		MemoryMiB: o.memoryMiB, CPUs: o.cpus, CPU: o.cpu, Hostname: "livedump-guest",
+		Kernel: kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"),
+		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, CPU: o.cpu, Hostname: "livedump-guest",
 		Modules: []string{"ext4"},
 		Disks: []guest.Disk{
 			{Image: b.images["tools"], Serial: "tools", Snapshot: true},
@@ -96,8 +96,8 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 		Files: []guest.File{
 			{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
-			{Path: guestAgent, Source: filepath.Join(o.bin, "livedump-agent")},
-			provide.File(filepath.Join(o.bin, "workload")),
+			{Path: guestAgent, Source: filepath.Join(o.Bin, "livedump-agent")},
+			provide.File(filepath.Join(o.Bin, "workload")),
 		},
 	})
 	if err != nil {
@@ -122,16 +122,16 @@ func (b *bench) makeDisks(ctx context.Context) error {
 		files = append(files, guest.File{Path: "/" + r.Codename, Source: root})
 	}
 	for _, name := range []string{"tools", "results", "target"} {
-		b.images[name] = filepath.Join(b.o.out, name+".img")
+		b.images[name] = filepath.Join(b.o.Out, name+".img")
 	}
 	if err := guest.BuildDisk(ctx, b.images["tools"], 2048, files); err != nil {
 		return err
 	}
 	// Sparse images: what counts is what is written.
-	if err := guest.BuildDisk(ctx, b.images["results"], 3*b.o.memoryMiB+1024, nil); err != nil {
+	if err := guest.BuildDisk(ctx, b.images["results"], 3*b.o.MemoryMiB+1024, nil); err != nil {
 		return err
 	}
-	return guest.CreateImage(b.images["target"], b.o.memoryMiB+256)
+	return guest.CreateImage(b.images["target"], b.o.MemoryMiB+256)
 }
 
 const setUpScript = `

@@ -27,9 +27,10 @@ const limit = 45 * time.Minute
 
 // options are the command's flags.
 type options struct {
-	series, cpu, out, bin string
-	memoryMiB, cpus       int
-	short                 bool
+	trial.Guest
+	cpu, out, bin string
+	cpus          int
+	short         bool
 }
 
 // Report is what vmcore.json holds.
@@ -79,25 +80,21 @@ type LostReport struct {
 
 func main() {
 	o := options{}
-	flag.StringVar(&o.series, "kernel", "6.1", "kernel `series`")
-	flag.IntVar(&o.memoryMiB, "ram", 2048, "memory of the guest in `MiB`")
-	flag.IntVar(&o.cpus, "cpus", 2, "virtual CPUs of the guest")
+	o.Guest.Flags(2048, 2, "out/vmcore", "livedump-agent, workload, kmod/ and kmod-test/")
 	flag.StringVar(&o.cpu, "cpu", "max", "QEMU's CPU `model`")
-	flag.StringVar(&o.out, "out", "out/vmcore", "`directory` for the results")
-	flag.StringVar(&o.bin, "bin", "bin", "`directory` with livedump-agent, workload, kmod/ and kmod-test/")
 	flag.BoolVar(&o.short, "short", false, "one version of makedumpfile, drgn and cp, before the pages are streamed, and no crash")
 	flag.Parse()
 
 	trial.Run("test-vmcore", limit, func(ctx context.Context) (string, error) {
-		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.series, o.memoryMiB, o.cpus), run(ctx, o)
+		return fmt.Sprintf("on kernel %s (%d MiB, %d CPUs)", o.Series, o.MemoryMiB, o.CPUs), run(ctx, o)
 	})
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	kernel, err := guest.FetchKernel(ctx, o.series)
+	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
 	}
@@ -109,7 +106,7 @@ func run(ctx context.Context, o options) (err error) {
 		if err != nil {
 			b.report.Error = err.Error()
 		}
-		err = errors.Join(err, trial.WriteJSON(filepath.Join(o.out, "vmcore.json"), b.report), b.close())
+		err = errors.Join(err, trial.WriteJSON(filepath.Join(o.Out, "vmcore.json"), b.report), b.close())
 	}()
 	if err := b.sessions(ctx); err != nil {
 		return errors.Join(err, b.guest.CheckConsole())

@@ -183,7 +183,7 @@ func (b *bench) copyTarget(r *engine.Report) error {
 	return out.Close()
 }
 
-func (b *bench) dumpFile() string { return filepath.Join(b.o.out, "dump.kdump") }
+func (b *bench) dumpFile() string { return filepath.Join(b.o.Out, "dump.kdump") }
 
 // privileges checks that the node's mode is not all that keeps others out.
 func (b *bench) privileges() []task {

@@ -92,7 +92,7 @@ func (b *bench) crash(ctx context.Context, release, when string) (task, error) {
 	t.check = func(ctx context.Context, said string) error {
 		var text bytes.Buffer
 		err := judge.CheckCrash(said, func(name string) ([]byte, error) { return b.guest.ReadFile(ctx, dir+"/"+name) }, b.expect, &text)
-		return errors.Join(err, os.WriteFile(filepath.Join(b.o.out, t.name+"-commands.txt"), text.Bytes(), 0o644))
+		return errors.Join(err, os.WriteFile(filepath.Join(b.o.Out, t.name+"-commands.txt"), text.Bytes(), 0o644))
 	}
 	return t, nil
 }
@@ -103,7 +103,7 @@ func (b *bench) check(ctx context.Context, t task) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(b.o.out, t.name+".txt"), said, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(b.o.Out, t.name+".txt"), said, 0o644); err != nil {
 		return err
 	}
 	if !strings.Contains(string(said), t.fails) {
@@ -150,7 +150,7 @@ func (b *bench) compareAll(ctx context.Context) error {
 
 // result copies a file off the disk with the results.
 func (b *bench) result(ctx context.Context, name string) (file string, err error) {
-	file = filepath.Join(b.o.out, name)
+	file = filepath.Join(b.o.Out, name)
 	out, err := exec.CommandContext(ctx, "/sbin/debugfs", "-R", "dump /"+name+" "+file, b.images["results"]).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("debugfs: %w: %s", err, out)
