@@ -50,30 +50,64 @@ type costReport struct {
 // leafCost is what it brings to release a huge leaf as a whole when nothing in it needs a copy: faults
 // mended while new memory was written, mostly to what was free at the stop.
 type leafCost struct {
-	LoadMiB       int    `json:"load_mib"`
-	Faults        uint64 `json:"faults"`
-	FaultsWithout uint64 `json:"faults_without"`
+	LoadMiB int        `json:"load_mib"`
+	With    leafFaults `json:"with"`
+	Without leafFaults `json:"without"`
+}
+
+// leafFaults are the faults of one load, in all and by what they did. A leaf that holds a single page to be dumped
+// is split, and then each of its other pages that is written has a fault of its own.
+type leafFaults struct {
+	Faults   uint64 `json:"faults"`
+	Leaves   uint64 `json:"leaves"`
+	Splits   uint64 `json:"splits"`
+	Copies   uint64 `json:"copies"`
+	Excluded uint64 `json:"excluded"`
+}
+
+func (f leafFaults) String() string {
+	return fmt.Sprintf("%d faults (%d leaves released as a whole, %d split; %d pages copied, %d let through)", f.Faults, f.Leaves, f.Splits, f.Copies, f.Excluded)
+}
+
+// faultsSoFar reads the session's counters.
+func (b *bench) faultsSoFar(ctx context.Context) (f leafFaults, err error) {
+	for name, value := range map[string]*uint64{"faults": &f.Faults, "fault_leaves": &f.Leaves, "fault_splits": &f.Splits,
+		"fault_copies": &f.Copies, "fault_excluded": &f.Excluded} {
+		if *value, err = b.sysfsNumber(ctx, "statistics/"+name); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
 }
 
 const leafLoadMiB = 128
 
 // leaves counts the faults of a load that takes free memory, with huge leaves released as a whole or not.
-func (b *bench) leaves(ctx context.Context, without string) (faults uint64, err error) {
+func (b *bench) leaves(ctx context.Context, without string) (f leafFaults, err error) {
 	script := "echo " + without + " >/sys/module/livedump/parameters/no_leaves; mkdir -p /t; mount | grep -q ' /t ' || mount -t tmpfs -o size=1g none /t; rm -f /t/new"
 	if out, err := b.shell(ctx, script); err != nil {
-		return 0, fmt.Errorf("%w: %s", err, out)
+		return f, fmt.Errorf("%w: %s", err, out)
 	}
 	err = b.withDriver(ctx, func(d driver) error {
-		r, err := d.must(ctx, "prepare", "freeze",
-			fmt.Sprintf("exec dd if=/dev/zero of=/t/new bs=1M count=%d", leafLoadMiB), "stats")
+		if _, err := d.must(ctx, "prepare", "freeze"); err != nil {
+			return err
+		}
+		before, err := b.faultsSoFar(ctx)
 		if err != nil {
 			return err
 		}
-		faults = r.Stats.Faults
+		if _, err := d.must(ctx, fmt.Sprintf("exec dd if=/dev/zero of=/t/new bs=1M count=%d", leafLoadMiB)); err != nil {
+			return err
+		}
+		if f, err = b.faultsSoFar(ctx); err != nil {
+			return err
+		}
+		f = leafFaults{Faults: f.Faults - before.Faults, Leaves: f.Leaves - before.Leaves, Splits: f.Splits - before.Splits,
+			Copies: f.Copies - before.Copies, Excluded: f.Excluded - before.Excluded}
 		_, err = d.must(ctx, "thaw", "close")
 		return err
 	})
-	return faults, err
+	return f, err
 }
 
 func median(v []float64) float64 {
@@ -169,10 +203,10 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	report.Leaves.LoadMiB = leafLoadMiB
 	var err error
-	if report.Leaves.FaultsWithout, err = b.leaves(ctx, "1"); err != nil {
+	if report.Leaves.Without, err = b.leaves(ctx, "1"); err != nil {
 		return err
 	}
-	if report.Leaves.Faults, err = b.leaves(ctx, "0"); err != nil {
+	if report.Leaves.With, err = b.leaves(ctx, "0"); err != nil {
 		return err
 	}
 	for _, kind := range []string{"plain", "copy", "split"} {
@@ -189,7 +223,8 @@ func (b *bench) measure(ctx context.Context) error {
 		fmt.Printf("%-9s %6d writes, median %7.0f ns, %5.2f minor faults; handler %6d times, %7.0f ns\n",
 			f.Kind, f.Writes, f.WriteNS, f.Ratio, f.Handled, f.HandleNS)
 	}
-	fmt.Printf("%d MiB of new memory: %d faults, %d if every huge leaf is split\n", leafLoadMiB, report.Leaves.Faults, report.Leaves.FaultsWithout)
+	fmt.Printf("%d MiB of new memory: %s\n", leafLoadMiB, report.Leaves.With)
+	fmt.Printf("and if no huge leaf is released as a whole: %s\n", report.Leaves.Without)
 	fmt.Printf("bench-faults: %s\n", file)
 	return nil
 }
