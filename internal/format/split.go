@@ -5,6 +5,7 @@ package format
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/target"
@@ -21,14 +22,17 @@ func newSplit(t *target.Parts, meta kdump.Meta, opts kdump.Options) (Writer, err
 	if err != nil {
 		return nil, err
 	}
-	return &onParts{SplitWriter: w, t: t}, nil
+	return &onParts{SplitWriter: w, t: t, session: meta.Session}, nil
 }
 
 // onParts is a split dump. What was committed of it when something fails is of no use without the rest: every reader wants all
 // parts.
 type onParts struct {
 	*kdump.SplitWriter
-	t *target.Parts
+	t       *target.Parts
+	session kdump.Session
+	// half: every part was written, and not every one is committed.
+	half atomic.Bool
 }
 
 func (w *onParts) Finish(ctx context.Context) (kdump.Summary, error) {
@@ -36,19 +40,28 @@ func (w *onParts) Finish(ctx context.Context) (kdump.Summary, error) {
 	if err != nil {
 		return s, err
 	}
+	w.half.Store(true)
 	for i, p := range w.t.Parts {
 		r, err := p.Commit(ctx, int64(s.Parts[i].Bytes))
 		if err != nil {
-			return s, errors.Join(err, w.t.Abort(err))
+			return s, err
 		}
 		if p.Abilities().ReadsBack {
 			s.Bytes += uint64(r.Bytes) - s.Parts[i].Bytes
 			s.Parts[i].Bytes, s.Parts[i].SHA256 = uint64(r.Bytes), r.SHA256
 		}
 	}
+	w.half.Store(false)
 	return s, nil
 }
 
+// Abort marks what was written already, for the SplitWriter has done its work by then.
 func (w *onParts) Abort(reason error) error {
-	return errors.Join(w.SplitWriter.Abort(reason), w.t.Abort(reason))
+	errs := []error{w.SplitWriter.Abort(reason)}
+	if w.half.Load() {
+		for _, p := range w.t.Parts {
+			errs = append(errs, kdump.MarkFailed(p, w.session, reason))
+		}
+	}
+	return errors.Join(append(errs, w.t.Abort(reason))...)
 }

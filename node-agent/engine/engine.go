@@ -184,6 +184,7 @@ type dump struct {
 	report  *Report
 
 	target  target.Target
+	opened  target.Target // the same without encryption
 	format  format.Format
 	session session.Session
 	writer  format.Writer
@@ -222,7 +223,7 @@ func (d *dump) run(ctx context.Context) (err error) {
 			d.log.Warn("giving up the target", "error", err)
 		}
 	}()
-	d.report.Device = d.target.Describe()
+	d.opened, d.report.Device = d.target, d.target.Describe()
 	if len(d.options.Recipients) > 0 {
 		encrypted, err := target.Encrypt(d.target, d.options.Recipients, d.options.UUID)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,7 +14,10 @@ import (
 	"testing"
 
 	"filippo.io/age"
+	"golang.org/x/sys/unix"
 
+	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/convert"
 	"livedump.io/internal/format"
@@ -129,7 +133,9 @@ func TestPartsFail(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != len(paths) {
 		t.Errorf("in the folder: %v, %v", left, err)
 	}
-	pipe := func(context.Context) (target.Target, error) { return target.NewPipe(nopCloser{io.Discard}, "a pipe"), nil }
+	pipe := func(context.Context) (target.Target, error) {
+		return target.NewPipe(nopCloser{io.Discard}, "a pipe"), nil
+	}
 	if _, err := dumpTo(Parts(File(filepath.Join(dir, "new"), blockdev.Never), pipe), testOptions()); !errors.Is(err, format.ErrFormat) {
 		t.Errorf("a part in a pipe: %v, want ErrFormat", err)
 	}
@@ -144,3 +150,107 @@ func TestPartsFail(t *testing.T) {
 type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
+
+// device is a fake one that is closed by nobody but the test.
+func device(out target.Random) Open {
+	return func(context.Context) (target.Target, error) { return out, nil }
+}
+
+// TestKilledInParts kills the process at each step, write and call of the module while it makes a split dump. Nobody can go on with that; what
+// the next process says is true, and no part is left that could be taken for one.
+func TestKilledInParts(t *testing.T) {
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, keys := range map[string][]age.Identity{"in clear": nil, "encrypted": {identity}} {
+		for _, event := range []string{string(StepModule), string(StepFreeze), string(StepWrite), string(StepThaw), string(StepFinish),
+			"freeze", "frozen", "next", "write", "sync", "thawed"} {
+			t.Run(name+"/"+event, func(t *testing.T) {
+				t.Parallel()
+				for i := 1; ; i += 1 + i/3 {
+					at := fmt.Sprintf("%s %d", event, i)
+					m, files := testMemory(3000), []*file{newFile(t, 64<<20), newFile(t, 64<<20)}
+					paths := []string{files[0].Name(), files[1].Name()}
+					attempt := func(dieAt string, resume bool) (bool, *Report, error) {
+						p := &process{dieAt: dieAt}
+						e := p.engine(m, files[0])
+						e.OpenTarget = Parts(device(mortalTarget{files[0], p}), device(mortalTarget{files[1], p}))
+						o := resumable()
+						o.Resume = resume
+						o.OnStep = func(_ context.Context, s Step) { _ = p.at(string(s)) }
+						if keys != nil {
+							o.Recipients = []age.Recipient{identity.Recipient()}
+						}
+						r, err := e.Dump(context.Background(), o)
+						return p.dead, r, err
+					}
+					died, r, err := attempt(at, false)
+					if !died {
+						if err != nil || i == 1 || len(r.Parts) != 2 {
+							t.Fatalf("%s: %v, report %+v", at, err, r)
+						}
+						return
+					}
+					_, _, err = attempt("", true)
+					if m.Frozen() || m.Open() || Reason(err) != v1alpha1.ReasonAgentLost {
+						t.Fatalf("%s: frozen %v, open %v, %v", at, m.Frozen(), m.Open(), err)
+					}
+					s, oerr := convert.OpenAll(paths, keys...)
+					if errors.Is(err, ErrUnreported) {
+						if oerr != nil {
+							t.Fatalf("%s: the next process says that there is a dump, and it cannot be read: %v", at, oerr)
+						}
+						if err := s.Close(); err != nil {
+							t.Error(err)
+						}
+						continue
+					}
+					if oerr == nil {
+						t.Fatalf("%s: the next process says %v, and the parts can be read", at, err)
+					}
+					for _, path := range paths {
+						if d, err := kdump.Open(path); err == nil {
+							_ = d.Close()
+							t.Fatalf("%s: %s looks like a part of a dump", at, path)
+						}
+						if _, err := agefile.InspectFile(path); err == nil {
+							t.Fatalf("%s: %s looks like an encrypted part of a dump", at, path)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// uncommitted is a device that cannot be committed.
+type uncommitted struct{ *file }
+
+func (uncommitted) Commit(context.Context, int64) (target.Receipt, error) {
+	return target.Receipt{}, unix.EIO
+}
+
+// TestPartsNotCommitted: a part that cannot be committed takes all others back, those that are complete included.
+func TestPartsNotCommitted(t *testing.T) {
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, recipients := range map[string][]age.Recipient{"in clear": nil, "encrypted": {identity.Recipient()}} {
+		t.Run(name, func(t *testing.T) {
+			files := []*file{newFile(t, 64<<20), newFile(t, 64<<20), newFile(t, 64<<20)}
+			o := testOptions()
+			o.Recipients = recipients
+			_, err := dumpTo(Parts(device(files[0]), device(uncommitted{files[1]}), device(files[2])), o)
+			if !errors.Is(err, unix.EIO) {
+				t.Fatalf("got %v, want EIO", err)
+			}
+			for i, f := range files {
+				if rec, found := record(t, f); !found || rec.State != kdump.StateFailed || rec.Session != testUUID {
+					t.Errorf("part %d says %+v (%v), want that the dump failed", i+1, rec, found)
+				}
+			}
+		})
+	}
+}

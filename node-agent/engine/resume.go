@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/agefile"
 	"livedump.io/internal/format"
 	"livedump.io/internal/kdump"
 	"livedump.io/internal/module"
@@ -51,7 +52,7 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 	}
 	var ok bool
 	if d.out, ok = d.target.(target.Random); !ok || d.options.Grace == 0 {
-		return 0, fmt.Errorf("%w: it was made without a journal, or the target cannot hold one", ErrLost)
+		return 0, d.unjournaled()
 	}
 	rec, found, err := kdump.ReadRecord(d.out)
 	if err != nil {
@@ -138,6 +139,57 @@ func (d *dump) takeOver(ctx context.Context) (*session.Taken, error) {
 		}
 		return nil, fmt.Errorf("%w: taking over the session: %w", ErrLost, err)
 	}
+}
+
+// unjournaled is why a dump that has no journal cannot be gone on with. What the process before this one has left of it is
+// marked: of several parts some may have their header already.
+func (d *dump) unjournaled() error {
+	err := fmt.Errorf("%w: it was made without a journal, or the target cannot hold one", ErrLost)
+	var begun []target.Random
+	whole, all := 0, target.RandomsOf(d.opened)
+	for _, out := range all {
+		rec, found := d.leftOn(out)
+		if !found {
+			continue
+		}
+		begun = append(begun, out)
+		switch {
+		case rec.State == kdump.StateComplete:
+			whole++
+		case rec.State == kdump.StateFailed && rec.Reason != errInterrupted.Error():
+			err = &failedBefore{rec.Reason} // it says more than could be said now
+		}
+	}
+	if whole > 0 && whole == len(all) {
+		return ErrUnreported
+	}
+	for _, out := range begun {
+		if merr := kdump.MarkFailed(out, d.options.UUID, markedReason(err)); merr != nil {
+			d.log.Error("what is left of the dump is not marked", "device", out.Describe(), "error", merr)
+		}
+	}
+	return err
+}
+
+// leftOn is what a target says of this dump, encrypted or not; found is false if that is nothing.
+func (d *dump) leftOn(out target.Random) (rec kdump.Record, found bool) {
+	rec, found, err := kdump.ReadRecord(out)
+	if err != nil {
+		return rec, false // such as a file that is new
+	}
+	if found {
+		return rec, rec.Session == d.options.UUID
+	}
+	head, free, err := kdump.NewBuffer(kdump.PageSize)
+	if err != nil {
+		return rec, false
+	}
+	defer free()
+	if n, _ := out.ReadAt(head, 0); n < len(head) {
+		return rec, false
+	}
+	owner, found := agefile.OwnerOf(head)
+	return kdump.Record{State: kdump.StateComplete}, found && owner.Session == d.options.UUID
 }
 
 // goOn gets ready for the pages of a session that was taken over.
