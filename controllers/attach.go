@@ -4,6 +4,8 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"livedump.io/api/v1alpha1"
@@ -33,28 +35,39 @@ func checkAttachment(o *observation) finding {
 		}
 		return f
 	}
-	if path := directPath(o); path != "" {
-		return good(v1alpha1.ReasonAttachedDirectly, fmt.Sprintf("claim %s is %s on the node; its kubelet has not started the holder: %s", claimName(o.dump), path, f.message))
+	if goDirectly(o) {
+		var each []string
+		for _, c := range o.claims {
+			each = append(each, fmt.Sprintf("claim %s is %s", c.ClaimName, c.volume.Spec.Local.Path))
+		}
+		return good(v1alpha1.ReasonAttachedDirectly, fmt.Sprintf("%s on the node; its kubelet has not started the holder: %s", strings.Join(each, ", "), f.message))
 	}
 	return f
 }
 
-// directPath is the path of a local volume on its node, "" unless the direct way is to be taken. That is so once the
+// goDirectly says whether the agent is to go by the paths of local volumes on their node, which all of the claims must have. That is so once the
 // scheduler has given the holder to the node and its kubelet does nothing about it: up to there everybody
 // who has a say (quotas, policies, the scheduler) has agreed to the claim being attached there.
-func directPath(o *observation) string {
+func goDirectly(o *observation) bool {
 	h := o.holder
-	if o.volume == nil || o.volume.Spec.Local == nil || !raw(o.volume.Spec.VolumeMode) || o.node == nil || o.dump.Status.StartTime == nil || !o.owned() || h.DeletionTimestamp != nil || h.Spec.NodeName != o.dump.Spec.NodeName || podEnded(h) {
-		return ""
+	if !o.bound() || o.node == nil || o.dump.Status.StartTime == nil || !o.owned() || h.DeletionTimestamp != nil || h.Spec.NodeName != o.dump.Spec.NodeName || podEnded(h) {
+		return false
+	}
+	for _, c := range o.claims {
+		if c.volume.Spec.Local == nil || !raw(c.volume.Spec.VolumeMode) {
+			return false
+		}
 	}
 	patience := directAfter
 	if nodeTrouble(o.node) != "" {
 		patience = directAfterNotReady
 	}
-	if o.now.Sub(h.CreationTimestamp.Time) < patience {
-		return ""
-	}
-	return o.volume.Spec.Local.Path
+	return o.now.Sub(h.CreationTimestamp.Time) >= patience
+}
+
+// bound says whether the target has claims, all of which were seen with their volumes.
+func (o *observation) bound() bool {
+	return len(o.claims) > 0 && !slices.ContainsFunc(o.claims, func(c *claimSeen) bool { return c.volume == nil })
 }
 
 // targetOf is what the agent is told of a target that is ready.
@@ -62,10 +75,18 @@ func targetOf(o *observation, f finding) v1alpha1.TargetStatus {
 	if o.dump.Spec.Target.ObjectStorage != nil {
 		return v1alpha1.TargetStatus{HolderPodUID: string(o.holder.UID)}
 	}
-	target := v1alpha1.TargetStatus{PersistentVolumeName: o.volume.Name, CapacityBytes: capacity(o.volume), HolderPodUID: string(o.holder.UID),
-		VolumeMode: modeName(o.volume.Spec.VolumeMode)}
-	if f.reason == v1alpha1.ReasonAttachedDirectly {
-		target.LocalPath = o.volume.Spec.Local.Path
+	target := v1alpha1.TargetStatus{HolderPodUID: string(o.holder.UID)}
+	for _, c := range o.claims {
+		found := v1alpha1.ClaimStatus{ClaimName: c.ClaimName, PersistentVolumeName: c.volume.Name, CapacityBytes: capacity(c.volume),
+			VolumeMode: modeName(c.volume.Spec.VolumeMode)}
+		if f.reason == v1alpha1.ReasonAttachedDirectly {
+			found.LocalPath = c.volume.Spec.Local.Path
+		}
+		target.Claims = append(target.Claims, found)
+	}
+	if one := target.Claims[0]; !o.dump.Spec.Target.Split() {
+		target.PersistentVolumeName, target.CapacityBytes, target.VolumeMode, target.LocalPath = one.PersistentVolumeName, one.CapacityBytes, one.VolumeMode, one.LocalPath
+		target.Claims = nil
 	}
 	return target
 }

@@ -18,7 +18,7 @@ func TestDirectWay(t *testing.T) {
 	// A holder that the scheduler gave to the node, and that is all.
 	stuck := func(change func(*observation)) *observation {
 		o := fresh()
-		o.volume.Spec.Local = &corev1.LocalVolumeSource{Path: "/dev/disk/by-id/wwn-1"}
+		o.claims[0].volume.Spec.Local = &corev1.LocalVolumeSource{Path: "/dev/disk/by-id/wwn-1"}
 		o.proceed()
 		o.withHolder()
 		o.holder.Status = corev1.PodStatus{Phase: corev1.PodPending}
@@ -37,7 +37,7 @@ func TestDirectWay(t *testing.T) {
 		"not for long yet":            {stuck(func(o *observation) { o.now = start.Add(directAfter - time.Second) }), false},
 		"a sick node, soon":           {stuck(func(o *observation) { sick(o); o.now = start.Add(directAfterNotReady) }), true},
 		"a sick node, at once":        {stuck(func(o *observation) { sick(o); o.now = start.Add(directAfterNotReady - time.Second) }), false},
-		"not a local volume":          {stuck(func(o *observation) { o.volume.Spec.Local = nil }), false},
+		"not a local volume":          {stuck(func(o *observation) { o.claims[0].volume.Spec.Local = nil }), false},
 		// Whoever keeps the pod from being created or scheduled may have a reason.
 		"no holder":                {stuck(func(o *observation) { o.holder = nil }), false},
 		"not scheduled":            {stuck(func(o *observation) { o.holder.Spec.NodeName = "" }), false},
@@ -62,12 +62,12 @@ func TestDirectWay(t *testing.T) {
 	}
 
 	for name, change := range map[string]func(*observation){
-		"used by another pod": func(o *observation) { o.claimUsers = []string{"database"} },
+		"used by another pod": func(o *observation) { o.claims[0].users = []string{"database"} },
 		"of another node": func(o *observation) {
-			o.volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			o.claims[0].volume.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"x"}}}}}}}
 		},
-		"bound to another claim": func(o *observation) { o.volume.Spec.ClaimRef.UID = "other" },
+		"bound to another claim": func(o *observation) { o.claims[0].volume.Spec.ClaimRef.UID = "other" },
 	} {
 		if d := decide(stuck(change)); d.status.CompletionTime == nil || d.status.Target.LocalPath != "" {
 			t.Errorf("%s: taken directly: %+v", name, d.status)
@@ -78,13 +78,13 @@ func TestDirectWay(t *testing.T) {
 // Until the next look a glance leaves the direct way as it is; a holder that comes up after all is the better way.
 func TestDirectWayBetweenLooks(t *testing.T) {
 	o := fresh()
-	o.volume.Spec.Local = &corev1.LocalVolumeSource{Path: "/dev/sdx"}
+	o.claims[0].volume.Spec.Local = &corev1.LocalVolumeSource{Path: "/dev/sdx"}
 	o.proceed()
 	o.withHolder()
 	o.holder.Status = corev1.PodStatus{Phase: corev1.PodPending}
 	o.now = start.Add(directAfter)
 	o.proceed()
-	o.whole, o.claim, o.volume = false, nil, nil
+	o.whole, o.claims = false, nil
 	if d := decide(o); d.weighs(o) || d.status.Target.LocalPath != "/dev/sdx" || !strings.Contains(conditionOf(d, v1alpha1.ConditionTargetReady).Message, "has not started") {
 		t.Errorf("at a glance: %+v", d.status)
 	}

@@ -161,7 +161,7 @@ func examine(o *observation) findings {
 	if f.target.state == fine {
 		f.target = checkAttachment(o)
 	} else if holder := checkHolder(o); holder.state == pending {
-		// While the claim is unbound, the holder's troubles are the reason.
+		// While a claim is unbound, the holder's troubles are the reason.
 		f.target.message += "; " + holder.message
 	}
 	f.agent = checkAgent(o)
@@ -174,7 +174,7 @@ func keptFindings(dump *v1alpha1.LiveDump) findings {
 		agent: kept(dump, v1alpha1.ConditionAgentReady)}
 }
 
-// examineAtAGlance leaves the claim as the last look found it. What it says of namespace and node stands already.
+// examineAtAGlance leaves the claims as the last look found them. What it says of namespace and node stands already.
 func examineAtAGlance(o *observation, f findings) findings {
 	f.accepted = accepted()
 	if o.dump.Status.StartTime == nil {
@@ -227,14 +227,6 @@ func deleting(dump *v1alpha1.LiveDump) bool { return dump.DeletionTimestamp != n
 
 func canceled(dump *v1alpha1.LiveDump) bool {
 	return dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || deleting(dump)
-}
-
-// claimName of the target; "" for a target of another kind.
-func claimName(dump *v1alpha1.LiveDump) string {
-	if claim := dump.Spec.Target.PersistentVolumeClaim; claim != nil {
-		return claim.ClaimName
-	}
-	return ""
 }
 
 func reference(dump *v1alpha1.LiveDump) string {

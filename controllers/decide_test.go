@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,7 +21,7 @@ var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // fresh is what is seen of a LiveDump on its first look, on a node and claim that fit.
 func fresh() *observation {
-	block := corev1.PersistentVolumeBlock
+	const block = corev1.PersistentVolumeBlock
 	dump := &v1alpha1.LiveDump{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "dumps", Name: "dump", UID: "0a1b2c3d-0000-4000-8000-000000000000", Generation: 1,
 			CreationTimestamp: metav1.NewTime(start)},
@@ -34,12 +35,24 @@ func fresh() *observation {
 			NodeInfo:   corev1.NodeSystemInfo{BootID: "boot-1", KernelVersion: "6.1.0", OperatingSystem: "linux", Architecture: "amd64"},
 			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
 		}},
-		claim: &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "claim", UID: "claim-uid"},
-			Spec:   corev1.PersistentVolumeClaimSpec{VolumeMode: &block, VolumeName: "volume"},
+		claims: []*claimSeen{seen("claim", block, "4Gi")},
+	}
+}
+
+// seen is a claim that is bound to a volume of a size.
+func seen(name string, mode corev1.PersistentVolumeMode, size string) *claimSeen {
+	uid, volume := types.UID(name+"-uid"), "volume"
+	if name != "claim" {
+		volume += "-of-" + name
+	}
+	return &claimSeen{
+		PersistentVolumeClaimTarget: v1alpha1.PersistentVolumeClaimTarget{ClaimName: name},
+		claim: &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name, UID: uid},
+			Spec:   corev1.PersistentVolumeClaimSpec{VolumeMode: &mode, VolumeName: volume},
 			Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}},
-		volume: &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "volume"}, Spec: corev1.PersistentVolumeSpec{
-			VolumeMode: &block, ClaimRef: &corev1.ObjectReference{UID: "claim-uid"},
-			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}}},
+		volume: &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: volume}, Spec: corev1.PersistentVolumeSpec{
+			VolumeMode: &mode, ClaimRef: &corev1.ObjectReference{UID: uid},
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}}},
 	}
 }
 
@@ -110,14 +123,15 @@ func TestFirstLookAcceptsAndAsksForAll(t *testing.T) {
 	if d.status.StartTime == nil || !d.status.StartTime.Time.Equal(start) {
 		t.Errorf("startTime %v", d.status.StartTime)
 	}
-	if d.status.Target != (v1alpha1.TargetStatus{}) {
+	if !equality.Semantic.DeepEqual(d.status.Target, v1alpha1.TargetStatus{}) {
 		t.Errorf("the target is told before it is attached: %+v", d.status.Target)
 	}
 }
 
 // A look at an unchanged world changes nothing, or the controller would write for ever.
 func TestDecisionsSettle(t *testing.T) {
-	for name, o := range map[string]*observation{"accepted": fresh(), "attached": fresh().withHolder().withAgent(), "running": running()} {
+	for name, o := range map[string]*observation{"accepted": fresh(), "attached": fresh().withHolder().withAgent(), "running": running(),
+		"split": split().withHolder().withAgent()} {
 		t.Run(name, func(t *testing.T) {
 			o.proceed()
 			o.dump.Finalizers = []string{Finalizer}
@@ -129,7 +143,7 @@ func TestDecisionsSettle(t *testing.T) {
 					t.Errorf("condition %s changed from %+v to %+v", c.Type, was, c)
 				}
 			}
-			if !again.status.StartTime.Equal(before.StartTime) || again.status.Target != before.Target {
+			if !again.status.StartTime.Equal(before.StartTime) || !equality.Semantic.DeepEqual(again.status.Target, before.Target) {
 				t.Errorf("status changed from %+v to %+v", before, again.status)
 			}
 		})
@@ -141,7 +155,7 @@ func TestTargetIsToldOnceItIsAttached(t *testing.T) {
 	o.proceed()
 	d := o.withHolder().proceed()
 	want := v1alpha1.TargetStatus{PersistentVolumeName: "volume", CapacityBytes: 4 << 30, HolderPodUID: "holder-uid", VolumeMode: v1alpha1.VolumeModeBlock}
-	if c := conditionOf(d, v1alpha1.ConditionTargetReady); c.Status != metav1.ConditionTrue || d.status.Target != want {
+	if c := conditionOf(d, v1alpha1.ConditionTargetReady); c.Status != metav1.ConditionTrue || !equality.Semantic.DeepEqual(d.status.Target, want) {
 		t.Errorf("TargetReady %+v, target %+v", c, d.status.Target)
 	}
 	// If the holder goes before the agent begins, the agent must not begin.
@@ -154,7 +168,7 @@ func TestTargetIsToldOnceItIsAttached(t *testing.T) {
 // An agent at work goes on whatever becomes of holder and claim; a new holder keeps the claim from being deleted.
 func TestAgentAtWorkOutlivesItsHolder(t *testing.T) {
 	o := running()
-	o.holder, o.claim, o.volume, o.claimUsers = nil, nil, nil, []string{"late"}
+	o.holder, o.claims[0].claim, o.claims[0].volume, o.claims[0].users = nil, nil, nil, []string{"late"}
 	d := decide(o)
 	if c := conditionOf(d, v1alpha1.ConditionSucceeded); c.Status != metav1.ConditionUnknown || c.Reason != v1alpha1.ReasonRunning {
 		t.Errorf("Succeeded: %+v", c)
@@ -246,13 +260,13 @@ func TestEnds(t *testing.T) {
 		"rebooted before":          {with(attached(), func(o *observation) { o.node.Status.NodeInfo.BootID = "boot-2" }), metav1.ConditionFalse, "NodeRebooted", ""},
 		"boot ID not reported now": {with(running(), func(o *observation) { o.node.Status.NodeInfo.BootID = "" }), metav1.ConditionUnknown, "Running", ""},
 		"node deleted before":      {with(attached(), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", "does not exist"},
-		"claim deleted before":     {with(attached(), func(o *observation) { o.claim = nil }), metav1.ConditionFalse, "TargetNotFound", ""},
+		"claim deleted before":     {with(attached(), func(o *observation) { o.claims[0].claim = nil }), metav1.ConditionFalse, "TargetNotFound", ""},
 		"namespace taken off":      {with(attached(), func(o *observation) { o.namespaceAllowed = false }), metav1.ConditionFalse, "NamespaceNotAllowed", "namespace dumps"},
 
 		"just in time":                 {at(attached(), 599*time.Second), metav1.ConditionUnknown, "Pending", ""},
 		"no agent in time":             {at(attached(), 600*time.Second), metav1.ConditionFalse, "DeadlineExceeded", "waiting for the agent: no pod"},
 		"agent did not begin in time":  {at(attached().withAgent(), 600*time.Second), metav1.ConditionFalse, "DeadlineExceeded", "waiting for the agent to begin"},
-		"claim not bound in time":      {at(with(accepted(), func(o *observation) { o.claim.Status.Phase = corev1.ClaimPending }), 600*time.Second), metav1.ConditionFalse, "TargetNotBound", "is not bound"},
+		"claim not bound in time":      {at(with(accepted(), func(o *observation) { o.claims[0].claim.Status.Phase = corev1.ClaimPending }), 600*time.Second), metav1.ConditionFalse, "TargetNotBound", "is not bound"},
 		"node not ready in time":       {at(with(attached(), func(o *observation) { o.node.Status.Conditions[0].Status = corev1.ConditionUnknown }), 600*time.Second), metav1.ConditionFalse, "NodeNotReady", "is not Ready"},
 		"agent at work has some grace": {at(running(), 600*time.Second), metav1.ConditionUnknown, "Running", ""},
 		"agent at work too long":       {at(running(), 600*time.Second+agentGrace), metav1.ConditionFalse, "DeadlineExceeded", "still at work"},

@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,30 +65,70 @@ func reportedEnd(o *observation) *outcome {
 		return failure(captured.Reason, captured.Message)
 	}
 	// The agent's word is a claim: what it can be checked against, it is.
-	result, size := o.dump.Status.Result, o.dump.Status.Target.CapacityBytes
+	result := o.dump.Status.Result
 	switch {
 	case o.dump.Status.StartTime == nil:
 		return failure(v1alpha1.ReasonInternalError, "the agent reported a dump that was never accepted")
-	case result == nil || result.SizeBytes <= 0 || result.SHA256 == "" || result.PagesDumped <= 0:
+	case result == nil || result.SizeBytes <= 0 || result.PagesDumped <= 0:
 		return failure(v1alpha1.ReasonInternalError, "the agent reported a complete dump without its result")
-	case size > 0 && result.SizeBytes > size && o.dump.Status.Target.VolumeMode != v1alpha1.VolumeModeFilesystem: // a file has holes
-		return failure(v1alpha1.ReasonInternalError, fmt.Sprintf("the agent reported a dump of %d bytes on a target of %d", result.SizeBytes, size))
+	}
+	if wrong := wrongParts(o.dump); wrong != "" {
+		return failure(v1alpha1.ReasonInternalError, wrong)
 	}
 	return &outcome{metav1.ConditionTrue, v1alpha1.ReasonComplete, fmt.Sprintf("%s: %d bytes, %d pages, %d lost", whereabouts(o.dump),
 		result.SizeBytes, result.PagesDumped, result.PagesLost)}
 }
 
+// wrongParts says what cannot be in the report of a complete dump on where its bytes are; "" if all can be.
+func wrongParts(dump *v1alpha1.LiveDump) string {
+	result, target := dump.Status.Result, &dump.Spec.Target
+	if !target.Split() {
+		if result.SHA256 == "" {
+			return "the agent reported a complete dump without its result"
+		}
+		c, _ := dump.Status.Target.OfClaim(target, "")
+		return wrongSize(c, result.SizeBytes)
+	}
+	sum, claims := int64(0), target.Claims()
+	for _, claim := range claims {
+		i := slices.IndexFunc(result.Parts, func(p v1alpha1.PartResult) bool { return p.ClaimName == claim.ClaimName })
+		if i < 0 || result.Parts[i].SizeBytes <= 0 || result.Parts[i].SHA256 == "" {
+			return fmt.Sprintf("the agent reported a complete dump without its part on claim %s", claim.ClaimName)
+		}
+		c, _ := dump.Status.Target.OfClaim(target, claim.ClaimName)
+		if wrong := wrongSize(c, result.Parts[i].SizeBytes); wrong != "" {
+			return wrong
+		}
+		sum += result.Parts[i].SizeBytes
+	}
+	if len(result.Parts) != len(claims) || sum != result.SizeBytes {
+		return fmt.Sprintf("the agent reported a dump of %d bytes, and %d parts that have %d", result.SizeBytes, len(result.Parts), sum)
+	}
+	return ""
+}
+
+// wrongSize says so if there are more bytes than a device has; "" otherwise. A file has holes.
+func wrongSize(c v1alpha1.ClaimStatus, size int64) string {
+	if c.CapacityBytes > 0 && size > c.CapacityBytes && c.VolumeMode != v1alpha1.VolumeModeFilesystem {
+		return fmt.Sprintf("the agent reported a dump of %d bytes on a target of %d", size, c.CapacityBytes)
+	}
+	return ""
+}
+
 // whereabouts says where a complete dump is.
 func whereabouts(dump *v1alpha1.LiveDump) string {
+	target := &dump.Spec.Target
 	switch {
-	case dump.Spec.Target.Stream != nil:
-		return fmt.Sprintf("the dump was sent to %s, which has confirmed it", dump.Spec.Target.Stream.Address)
-	case dump.Spec.Target.ObjectStorage != nil:
+	case target.Stream != nil:
+		return fmt.Sprintf("the dump was sent to %s, which has confirmed it", target.Stream.Address)
+	case target.ObjectStorage != nil:
 		return fmt.Sprintf("the dump is object %s, every part acknowledged by the store", dump.Status.Result.Device)
+	case target.Split():
+		return fmt.Sprintf("the dump is split among claims %s, every part read back and verified", claimNames(dump))
 	case dump.Status.Target.VolumeMode == v1alpha1.VolumeModeFilesystem:
-		return fmt.Sprintf("the dump is file %s on claim %s, read back and verified", dump.FileInVolume(), claimName(dump))
+		return fmt.Sprintf("the dump is file %s on claim %s, read back and verified", dump.FileInVolume(*target.PersistentVolumeClaim), claimNames(dump))
 	}
-	return fmt.Sprintf("the dump is on claim %s from its first byte on, read back and verified", claimName(dump))
+	return fmt.Sprintf("the dump is on claim %s from its first byte on, read back and verified", claimNames(dump))
 }
 
 // deadline by which the LiveDump has to end; far away for one that is not accepted yet.

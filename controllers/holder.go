@@ -27,7 +27,8 @@ const (
 )
 
 const (
-	// holderDevice is where the holder has the device, holderFolder where it has the file system; it never opens them.
+	// holderDevice is where the holder has the device, holderFolder where it has the file system; it never opens them. Of several
+	// each has its number behind it.
 	holderDevice = "/dev/livedump-target"
 	holderFolder = "/livedump-target"
 	// holderCredentials is where it has those of an object store.
@@ -58,7 +59,7 @@ func isHolder(pod *corev1.Pod) bool {
 	return pod.Labels[ComponentLabel] == holderComponent && owner != nil && owner.Kind == "LiveDump" && owner.APIVersion == v1alpha1.GroupVersion.String()
 }
 
-// checkHolder says whether the claim is attached to the node.
+// checkHolder says whether what the target needs is attached to the node.
 func checkHolder(o *observation) finding {
 	h := o.holder
 	switch {
@@ -77,7 +78,9 @@ func checkHolder(o *observation) finding {
 
 // held is what a holder keeps on the node; "" if the target needs nothing there.
 func held(dump *v1alpha1.LiveDump) string {
-	switch target := dump.Spec.Target; {
+	switch target := &dump.Spec.Target; {
+	case target.Split():
+		return "the claims " + claimNames(dump)
 	case target.PersistentVolumeClaim != nil:
 		return "the claim " + target.PersistentVolumeClaim.ClaimName
 	case target.ObjectStorage != nil:
@@ -101,18 +104,25 @@ func holderStep(o *observation) want {
 	return leave
 }
 
-// holderMode says how the holder has the claim: as it is, or, while the agent is at work and the claim is not looked
-// at any more, as it was.
-func holderMode(o *observation) string {
-	if o.claim != nil {
-		return modeName(o.claim.Spec.VolumeMode)
+// holderModes says, by its name, how the holder has each claim: as it is, or, while the agent is at work and the claims are
+// not looked at any more, as it was.
+func holderModes(o *observation) map[string]string {
+	modes := map[string]string{}
+	for _, claim := range o.dump.Spec.Target.Claims() {
+		was, _ := o.dump.Status.Target.OfClaim(&o.dump.Spec.Target, claim.ClaimName)
+		modes[claim.ClaimName] = was.VolumeMode
 	}
-	return o.dump.Status.Target.VolumeMode
+	for _, c := range o.claims {
+		if c.claim != nil {
+			modes[c.ClaimName] = modeName(c.claim.Spec.VolumeMode)
+		}
+	}
+	return modes
 }
 
-// createHolder asks for the pod that keeps the claim attached to the node.
-func (r *LiveDumpReconciler) createHolder(ctx context.Context, dump *v1alpha1.LiveDump, mode string) error {
-	pod := r.holderPod(dump, mode)
+// createHolder asks for the pod that keeps the claims attached to the node.
+func (r *LiveDumpReconciler) createHolder(ctx context.Context, dump *v1alpha1.LiveDump, modes map[string]string) error {
+	pod := r.holderPod(dump, modes)
 	if err := controllerutil.SetControllerReference(dump, pod, r.Client.Scheme()); err != nil {
 		return err
 	}
@@ -132,7 +142,7 @@ func (r *LiveDumpReconciler) deleteHolder(ctx context.Context, pod *corev1.Pod) 
 	return client.IgnoreNotFound(err)
 }
 
-func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump, mode string) *corev1.Pod {
+func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump, modes map[string]string) *corev1.Pod {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:      holderName(dump),
@@ -189,16 +199,21 @@ func (r *LiveDumpReconciler) holderPod(dump *v1alpha1.LiveDump, mode string) *co
 		container.VolumeMounts = []corev1.VolumeMount{{Name: v1alpha1.CredentialsVolume, MountPath: holderCredentials, ReadOnly: true}}
 		return pod
 	}
-	pod.Spec.Volumes = []corev1.Volume{{
-		Name: "target",
-		VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
-			ClaimName: claimName(dump),
-		}},
-	}}
-	if mode == v1alpha1.VolumeModeBlock {
-		container.VolumeDevices = []corev1.VolumeDevice{{Name: "target", DevicePath: holderDevice}}
-	} else {
-		container.VolumeMounts = []corev1.VolumeMount{{Name: "target", MountPath: holderFolder, ReadOnly: true}}
+	for i, claim := range dump.Spec.Target.Claims() {
+		number := ""
+		if dump.Spec.Target.Split() {
+			number = fmt.Sprintf("-%d", i+1)
+		}
+		name := "target" + number
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
+			Name:         name,
+			VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.ClaimName}},
+		})
+		if modes[claim.ClaimName] == v1alpha1.VolumeModeBlock {
+			container.VolumeDevices = append(container.VolumeDevices, corev1.VolumeDevice{Name: name, DevicePath: holderDevice + number})
+		} else {
+			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: name, MountPath: holderFolder + number, ReadOnly: true})
+		}
 	}
 	return pod
 }

@@ -122,8 +122,8 @@ func TestStaleCacheLetsNobodyBeginTwice(t *testing.T) {
 	older.Finalizers = []string{Finalizer}
 	o.dump = waitingDump("node", 2)
 	o.dump.Finalizers = []string{Finalizer}
-	o.claim.Namespace, o.claim.Name = "dumps", o.dump.Name
-	live := reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node, o.claim, o.volume)
+	o.claims[0].claim.Namespace, o.claims[0].claim.Name = "dumps", o.dump.Name
+	live := reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node, o.claims[0].claim, o.claims[0].volume)
 	// The younger one was created and looked at before the older one reached the cache.
 	live.Cache = reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node).Reader
 	reconcile := func(dump *v1alpha1.LiveDump) *v1alpha1.LiveDump {
@@ -144,10 +144,10 @@ func TestStaleCacheLetsNobodyBeginTwice(t *testing.T) {
 	if err := live.Client.Create(t.Context(), older); err != nil {
 		t.Fatal(err)
 	}
-	claim := o.claim.DeepCopy()
+	claim := o.claims[0].claim.DeepCopy()
 	claim.Name, claim.UID, claim.ResourceVersion = older.Name, "claim-2", ""
 	claim.Spec.VolumeName = "volume-2"
-	volume := o.volume.DeepCopy()
+	volume := o.claims[0].volume.DeepCopy()
 	volume.Name, volume.ResourceVersion, volume.Spec.ClaimRef.UID = "volume-2", "", "claim-2"
 	for _, object := range []client.Object{claim, volume} {
 		if err := live.Client.Create(t.Context(), object); err != nil {
@@ -171,12 +171,12 @@ func TestNewControllerKnowsWhoRuns(t *testing.T) {
 	o.dump = waitingDump("node", 1)
 	r := reconcilerOn(t, interceptor.Funcs{}, o.dump, runs, o.node)
 	r.Cache = reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node).Reader // without the one that runs
-	if err := r.takeTurn(t.Context(), o.dump); !errors.Is(err, errNotItsTurn) {
+	if err := r.takeTurn(t.Context(), o.dump, nil); !errors.Is(err, errNotItsTurn) {
 		t.Errorf("got %v, want %v", err, errNotItsTurn)
 	}
 	// What is noted is given up once the LiveDump is gone.
 	r.turns.forget(client.ObjectKeyFromObject(runs))
-	if err := r.takeTurn(t.Context(), o.dump); err != nil {
+	if err := r.takeTurn(t.Context(), o.dump, nil); err != nil {
 		t.Errorf("after its end: %v", err)
 	}
 }
@@ -194,8 +194,8 @@ func TestGlancesAreFree(t *testing.T) {
 			o.agent.Labels = map[string]string{ComponentLabel: "agent"}
 			o.agent.Spec.NodeName = "node"
 			o.dump.Finalizers = []string{Finalizer}
-			o.claim.Namespace, o.holder.Namespace = "dumps", "dumps"
-			objects := []client.Object{o.dump, o.node, o.claim, o.volume, o.holder, o.agent}
+			o.claims[0].claim.Namespace, o.holder.Namespace = "dumps", "dumps"
+			objects := []client.Object{o.dump, o.node, o.claims[0].claim, o.claims[0].volume, o.holder, o.agent}
 			for _, other := range o.others {
 				objects = append(objects, other)
 			}
@@ -251,17 +251,17 @@ func TestEndIsSeenThoughNobodyLooked(t *testing.T) {
 	first := waitingDump("node", 1)
 	o.dump = waitingDump("node", 2)
 	r := reconcilerOn(t, interceptor.Funcs{}, first, o.dump, o.node)
-	if err := r.takeTurn(t.Context(), first); err != nil {
+	if err := r.takeTurn(t.Context(), first, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.takeTurn(t.Context(), o.dump); !errors.Is(err, errNotItsTurn) {
+	if err := r.takeTurn(t.Context(), o.dump, nil); !errors.Is(err, errNotItsTurn) {
 		t.Fatalf("while the first runs: %v", err)
 	}
 	over := first.DeepCopy()
 	over.Status.StartTime = &metav1.Time{Time: start}
 	over.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionSucceeded, Status: metav1.ConditionTrue}}
 	r.Cache = reconcilerOn(t, interceptor.Funcs{}, over, o.dump, o.node).Reader
-	if err := r.takeTurn(t.Context(), o.dump); err != nil {
+	if err := r.takeTurn(t.Context(), o.dump, nil); err != nil {
 		t.Errorf("after its end: %v", err)
 	}
 }

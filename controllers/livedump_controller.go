@@ -133,7 +133,7 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 	}
 	begins := dump.Status.StartTime == nil && next.status.StartTime != nil && next.status.CompletionTime == nil
 	if begins {
-		if err := r.takeTurn(ctx, dump); err != nil {
+		if err := r.takeTurn(ctx, dump, seen.claims); err != nil {
 			return err
 		}
 	}
@@ -148,7 +148,7 @@ func (r *LiveDumpReconciler) act(ctx context.Context, seen *observation, next de
 
 	switch next.holder {
 	case ensure:
-		if err := r.createHolder(ctx, dump, holderMode(seen)); err != nil {
+		if err := r.createHolder(ctx, dump, holderModes(seen)); err != nil {
 			// A quota or a policy of the namespace, say: the user can mend that, and sees no logs.
 			r.record(dump, corev1.EventTypeWarning, "HolderNotCreated", "AttachTarget", err.Error())
 			return fmt.Errorf("creating holder pod: %w", err)

@@ -16,10 +16,10 @@ import (
 // By the session's UUID one finds a dump in the logs of controller, agent and kernel.
 func TestEveryLineHasTheSession(t *testing.T) {
 	o := fresh()
-	o.claim.Namespace = "dumps"
+	o.claims[0].claim.Namespace = "dumps"
 	var lines []string
 	ctx := log.IntoContext(t.Context(), funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{}))
-	r := reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node, o.claim, o.volume)
+	r := reconcilerOn(t, interceptor.Funcs{}, o.dump, o.node, o.claims[0].claim, o.claims[0].volume)
 	if _, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(o.dump)}); err != nil {
 		t.Fatal(err)
 	}

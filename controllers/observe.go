@@ -35,17 +35,15 @@ var notHolders = func() labels.Selector {
 type observation struct {
 	now  time.Time
 	dump *v1alpha1.LiveDump
-	// whole: everything was read, and from the API server. Otherwise it is a glance at the caches, without the claim.
+	// whole: everything was read, and from the API server. Otherwise it is a glance at the caches, without the claims.
 	whole bool
 
 	namespaceAllowed bool
 	agentNamespace   string
 
-	node   *corev1.Node
-	claim  *corev1.PersistentVolumeClaim
-	volume *corev1.PersistentVolume
-	// claimUsers are the names of pods, holders aside, that use the claim.
-	claimUsers []string
+	node *corev1.Node
+	// claims are those of the target, in its order, with what stands behind each. A glance does not show them.
+	claims []*claimSeen
 	// holder is the pod by the name of this LiveDump's holder, whoever owns it.
 	holder *corev1.Pod
 	// agent is the agent's pod on the node, a ready one if there are several.
@@ -56,7 +54,16 @@ type observation struct {
 	maxConcurrent int
 }
 
-// glance reads what the caches have of the LiveDump by this name and all around it, but for its claim.
+// claimSeen is one claim of the target as it is.
+type claimSeen struct {
+	v1alpha1.PersistentVolumeClaimTarget
+	claim  *corev1.PersistentVolumeClaim
+	volume *corev1.PersistentVolume
+	// users are the names of pods, holders aside, that use the claim.
+	users []string
+}
+
+// glance reads what the caches have of the LiveDump by this name and all around it, but for its claims.
 // It returns nil if the LiveDump does not exist.
 func (r *LiveDumpReconciler) glance(ctx context.Context, name types.NamespacedName) (*observation, error) {
 	dump, err := get(ctx, r.cache(), name, &v1alpha1.LiveDump{})
@@ -82,7 +89,7 @@ func (r *LiveDumpReconciler) look(ctx context.Context, glance *observation) (*ob
 	}
 	o.whole = true
 	// In a namespace that is not allowed the controller has no rights to look; and once the agent is at
-	// work, or nothing is to begin any more, the claim does not matter.
+	// work, or nothing is to begin any more, the claims do not matter.
 	if o.namespaceAllowed && !begun(o.dump) && !canceled(o.dump) {
 		if err := r.observeTarget(ctx, o); err != nil {
 			return nil, err
@@ -156,11 +163,11 @@ func (r *LiveDumpReconciler) observeOthers(ctx context.Context, o *observation, 
 	return nil
 }
 
-// listOthers are the other LiveDumps that have not ended: of the same node and of the same claim, or of all nodes if
+// listOthers are the other LiveDumps that have not ended: of the same node and of the same claims, or of all nodes if
 // their number is limited. They are the cache's own and must not be changed.
 func (r *LiveDumpReconciler) listOthers(ctx context.Context, dump *v1alpha1.LiveDump) ([]*v1alpha1.LiveDump, error) {
 	selections := []client.MatchingFields{{activeNodeIndex: dump.Spec.NodeName}}
-	if name := claimIndexValue(dump); name != "" {
+	for _, name := range claimIndexValues(dump) {
 		selections = append(selections, client.MatchingFields{activeClaimIndex: name})
 	}
 	if r.MaxConcurrent > 0 {
@@ -205,39 +212,59 @@ func (r *LiveDumpReconciler) observeNode(ctx context.Context, o *observation, re
 }
 
 func (r *LiveDumpReconciler) observeTarget(ctx context.Context, o *observation) error {
-	name := claimName(o.dump)
-	if name == "" {
-		return nil
-	}
-	claim, err := get(ctx, r.Reader, types.NamespacedName{Namespace: o.dump.Namespace, Name: name}, &corev1.PersistentVolumeClaim{})
-	if err != nil {
-		return fmt.Errorf("reading claim: %w", err)
-	}
-	o.claim = claim
-	if claim == nil {
-		return nil
-	}
-	if claim.Spec.VolumeName != "" {
-		if o.volume, err = get(ctx, r.Reader, types.NamespacedName{Name: claim.Spec.VolumeName}, &corev1.PersistentVolume{}); err != nil {
-			return fmt.Errorf("reading volume: %w", err)
+	there := false
+	for _, target := range o.dump.Spec.Target.Claims() {
+		c, err := r.observeClaim(ctx, o.dump.Namespace, target)
+		if err != nil {
+			return err
 		}
+		o.claims = append(o.claims, c)
+		there = there || c.claim != nil
+	}
+	if !there {
+		return nil
 	}
 	// Of the pods that say they are holders there may be a thousand, and the cache has them.
 	others := &corev1.PodList{}
 	if err := r.Reader.List(ctx, others, client.InNamespace(o.dump.Namespace), client.MatchingLabelsSelector{Selector: notHolders}); err != nil {
-		return fmt.Errorf("listing pods that use the claim: %w", err)
+		return fmt.Errorf("listing pods that use the target: %w", err)
 	}
-	holders := &corev1.PodList{}
-	if err := r.cache().List(ctx, holders, client.InNamespace(o.dump.Namespace), client.MatchingLabels{ComponentLabel: holderComponent},
-		client.MatchingFields{podClaimIndex: name}); err != nil {
-		return fmt.Errorf("listing holder pods that use the claim: %w", err)
-	}
-	for _, pod := range append(others.Items, holders.Items...) {
-		if podUsesClaim(&pod, name) && !podEnded(&pod) && !isHolder(&pod) {
-			o.claimUsers = append(o.claimUsers, pod.Name)
+	for _, c := range o.claims {
+		if err := r.observeUsers(ctx, o.dump.Namespace, c, others.Items); err != nil {
+			return err
 		}
 	}
-	slices.Sort(o.claimUsers)
+	return nil
+}
+
+// observeClaim reads a claim and its volume.
+func (r *LiveDumpReconciler) observeClaim(ctx context.Context, namespace string, target v1alpha1.PersistentVolumeClaimTarget) (*claimSeen, error) {
+	claim, err := get(ctx, r.Reader, types.NamespacedName{Namespace: namespace, Name: target.ClaimName}, &corev1.PersistentVolumeClaim{})
+	if err != nil {
+		return nil, fmt.Errorf("reading claim: %w", err)
+	}
+	c := &claimSeen{PersistentVolumeClaimTarget: target, claim: claim}
+	if claim != nil && claim.Spec.VolumeName != "" {
+		if c.volume, err = get(ctx, r.Reader, types.NamespacedName{Name: claim.Spec.VolumeName}, &corev1.PersistentVolume{}); err != nil {
+			return nil, fmt.Errorf("reading volume: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// observeUsers finds the pods that use the claim: among these, which are all that do not say they are holders, and those that do.
+func (r *LiveDumpReconciler) observeUsers(ctx context.Context, namespace string, c *claimSeen, others []corev1.Pod) error {
+	holders := &corev1.PodList{}
+	if err := r.cache().List(ctx, holders, client.InNamespace(namespace), client.MatchingLabels{ComponentLabel: holderComponent},
+		client.MatchingFields{podClaimIndex: c.ClaimName}); err != nil {
+		return fmt.Errorf("listing holder pods that use the claim: %w", err)
+	}
+	for _, pod := range slices.Concat(others, holders.Items) {
+		if podUsesClaim(&pod, c.ClaimName) && !podEnded(&pod) && !isHolder(&pod) {
+			c.users = append(c.users, pod.Name)
+		}
+	}
+	slices.Sort(c.users)
 	return nil
 }
 

@@ -28,7 +28,7 @@ func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
 	o.withHolder().proceed()
 	o.dump.Spec.DesiredState = v1alpha1.DesiredStateCancel
 	o.dump.Finalizers = []string{Finalizer}
-	o.claim.Namespace, o.holder.Namespace = "dumps", "dumps"
+	o.claims[0].claim.Namespace, o.holder.Namespace = "dumps", "dumps"
 
 	begins := true
 	r := reconcilerOf(t, o, interceptor.Funcs{
@@ -60,7 +60,7 @@ func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
 func TestWritesOfTheAgentDoNotStarveTheController(t *testing.T) {
 	o := running()
 	o.dump.Finalizers = []string{Finalizer}
-	o.claim.Namespace, o.holder.Namespace = "dumps", "dumps"
+	o.claims[0].claim.Namespace, o.holder.Namespace = "dumps", "dumps"
 	writes := 0
 	r := reconcilerOf(t, o, interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
@@ -84,7 +84,7 @@ func TestWritesOfTheAgentDoNotStarveTheController(t *testing.T) {
 // reconcilerOf reconciles what was observed, on a fake API server.
 func reconcilerOf(t *testing.T, o *observation, funcs interceptor.Funcs) *LiveDumpReconciler {
 	t.Helper()
-	return reconcilerOn(t, funcs, o.dump, o.node, o.claim, o.volume, o.holder)
+	return reconcilerOn(t, funcs, o.dump, o.node, o.claims[0].claim, o.claims[0].volume, o.holder)
 }
 
 func reconcilerOn(t *testing.T, funcs interceptor.Funcs, objects ...client.Object) *LiveDumpReconciler {

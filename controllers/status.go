@@ -92,7 +92,7 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 		if uid := successor(o); uid != "" {
 			status.Target.HolderPodUID = uid
 		}
-	case f.target.state == fine && (o.volume != nil || o.dump.Spec.Target.ObjectStorage != nil && o.owned()):
+	case f.target.state == fine && (o.bound() || o.dump.Spec.Target.ObjectStorage != nil && o.owned()):
 		status.Target = targetOf(o, f.target)
 	}
 	return status
@@ -156,18 +156,27 @@ func controllerPart(before, after *v1alpha1.LiveDumpStatus) *applyv1alpha1.LiveD
 	if node := after.Node; node != (v1alpha1.NodeIdentity{}) {
 		part.WithNode(applyv1alpha1.NodeIdentity().WithBootID(node.BootID).WithKernelRelease(node.KernelRelease))
 	}
-	if target := after.Target; target != (v1alpha1.TargetStatus{}) {
-		t := applyv1alpha1.TargetStatus().WithPersistentVolumeName(target.PersistentVolumeName).
-			WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID).WithLocalPath(target.LocalPath)
-		if target.VolumeMode != "" { // the schema has no value for none
-			t.WithVolumeMode(target.VolumeMode)
-		}
-		part.WithTarget(t)
+	if target := after.Target; !equality.Semantic.DeepEqual(target, v1alpha1.TargetStatus{}) {
+		part.WithTarget(targetPart(target))
 	}
 	if after.PlaceInLine > 0 {
 		part.WithPlaceInLine(after.PlaceInLine)
 	}
 	return part
+}
+
+// targetPart is what the agent is told of the target.
+func targetPart(target v1alpha1.TargetStatus) *applyv1alpha1.TargetStatusApplyConfiguration {
+	t := applyv1alpha1.TargetStatus().WithPersistentVolumeName(target.PersistentVolumeName).
+		WithCapacityBytes(target.CapacityBytes).WithHolderPodUID(target.HolderPodUID).WithLocalPath(target.LocalPath)
+	if target.VolumeMode != "" { // the schema has no value for none
+		t.WithVolumeMode(target.VolumeMode)
+	}
+	for _, c := range target.Claims {
+		t.WithClaims(applyv1alpha1.ClaimStatus().WithClaimName(c.ClaimName).WithPersistentVolumeName(c.PersistentVolumeName).
+			WithCapacityBytes(c.CapacityBytes).WithVolumeMode(c.VolumeMode).WithLocalPath(c.LocalPath))
+	}
+	return t
 }
 
 // isAgents says whether the condition is the agent's and stays as the agent wrote it.

@@ -45,8 +45,9 @@ type look struct {
 	at   time.Time
 }
 
-// takeTurn notes that the LiveDump begins, unless another one has begun since the decision.
-func (r *LiveDumpReconciler) takeTurn(ctx context.Context, dump *v1alpha1.LiveDump) error {
+// takeTurn notes that the LiveDump begins, unless another one has begun since the decision. Its claims are those that were
+// seen: what has files can be shared.
+func (r *LiveDumpReconciler) takeTurn(ctx context.Context, dump *v1alpha1.LiveDump, claims []*claimSeen) error {
 	t := &r.turns
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -57,8 +58,8 @@ func (r *LiveDumpReconciler) takeTurn(ctx context.Context, dump *v1alpha1.LiveDu
 	if err != nil {
 		return err
 	}
-	o := &observation{dump: dump, maxConcurrent: r.MaxConcurrent, others: t.overlay(ctx, r.cache(), others, dump, r.Clock.Now())}
-	if checkLine(o).state != fine || claimRival(o) != nil {
+	o := &observation{dump: dump, claims: claims, maxConcurrent: r.MaxConcurrent, others: t.overlay(ctx, r.cache(), others, dump, r.Clock.Now())}
+	if checkLine(o).state != fine || checkRival(o).state == failed {
 		return errNotItsTurn
 	}
 	begun := dump.DeepCopy()

@@ -51,29 +51,30 @@ type index struct {
 
 var indexes = []index{
 	{&v1alpha1.LiveDump{}, nodeNameField, func(o client.Object) []string { return []string{o.(*v1alpha1.LiveDump).Spec.NodeName} }},
-	{&v1alpha1.LiveDump{}, activeIndex, active(func(*v1alpha1.LiveDump) string { return activeIndexValue })},
-	{&v1alpha1.LiveDump{}, activeNodeIndex, active(func(dump *v1alpha1.LiveDump) string { return dump.Spec.NodeName })},
-	{&v1alpha1.LiveDump{}, activeClaimIndex, active(claimIndexValue)},
+	{&v1alpha1.LiveDump{}, activeIndex, active(func(*v1alpha1.LiveDump) []string { return []string{activeIndexValue} })},
+	{&v1alpha1.LiveDump{}, activeNodeIndex, active(func(dump *v1alpha1.LiveDump) []string { return []string{dump.Spec.NodeName} })},
+	{&v1alpha1.LiveDump{}, activeClaimIndex, active(claimIndexValues)},
 	{&corev1.Pod{}, podNodeIndex, func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }},
 	{&corev1.Pod{}, podClaimIndex, func(o client.Object) []string { return claimsOf(o.(*corev1.Pod)) }},
 }
 
-func active(value func(*v1alpha1.LiveDump) string) client.IndexerFunc {
+func active(values func(*v1alpha1.LiveDump) []string) client.IndexerFunc {
 	return func(o client.Object) []string {
 		dump := o.(*v1alpha1.LiveDump)
-		if v := value(dump); v != "" && !ended(dump) {
-			return []string{v}
+		if ended(dump) {
+			return nil
 		}
-		return nil
+		return values(dump)
 	}
 }
 
-// claimIndexValue is the claim with its namespace; "" for a target of another kind.
-func claimIndexValue(dump *v1alpha1.LiveDump) string {
-	if name := claimName(dump); name != "" {
-		return dump.Namespace + "/" + name
+// claimIndexValues are the claims of the target, if it has any, with their namespace.
+func claimIndexValues(dump *v1alpha1.LiveDump) []string {
+	var values []string
+	for _, claim := range dump.Spec.Target.Claims() {
+		values = append(values, dump.Namespace+"/"+claim.ClaimName)
 	}
-	return ""
+	return values
 }
 
 // CacheOptions keep only what the controller needs: the pods of livedump itself, in the

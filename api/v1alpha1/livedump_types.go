@@ -88,7 +88,7 @@ type PersistentVolumeClaimTarget struct {
 	ClaimName string `json:"claimName,omitempty"`
 
 	// path of the file within the volume; only for a claim with volumeMode Filesystem. Its folder must exist. Unset:
-	// the name of the LiveDump, with .kdump, .elf or .flat behind it.
+	// the name of the LiveDump, for one of several claims with a dot and the name of the claim, with .kdump, .elf or .flat behind it.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=512
@@ -195,11 +195,19 @@ type ObjectStorageTarget struct {
 }
 
 // Target is where the dump goes. Exactly one member is set.
-// +kubebuilder:validation:XValidation:rule="[has(self.persistentVolumeClaim), has(self.objectStorage), has(self.stream)].exists_one(set, set)",message="exactly one target must be set: persistentVolumeClaim, objectStorage or stream"
+// +kubebuilder:validation:XValidation:rule="[has(self.persistentVolumeClaim), has(self.persistentVolumeClaims), has(self.objectStorage), has(self.stream)].exists_one(set, set)",message="exactly one target must be set: persistentVolumeClaim, persistentVolumeClaims, objectStorage or stream"
 type Target struct {
 	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	// +optional
 	PersistentVolumeClaim *PersistentVolumeClaimTarget `json:"persistentVolumeClaim,omitempty"`
+	// persistentVolumeClaims are volumes of the node that the dump is split among, for a dump that none of them has the room
+	// for: each takes the pages of a range of memory, in proportion to its room. Only all of them together are a dump.
+	// +optional
+	// +listType=map
+	// +listMapKey=claimName
+	// +kubebuilder:validation:MinItems=2
+	// +kubebuilder:validation:MaxItems=16
+	PersistentVolumeClaims []PersistentVolumeClaimTarget `json:"persistentVolumeClaims,omitempty"`
 	// objectStorage is a bucket in which an object with the flattened stream of the dump is made.
 	// +optional
 	ObjectStorage *ObjectStorageTarget `json:"objectStorage,omitempty"`
@@ -246,7 +254,8 @@ type Limits struct {
 // +kubebuilder:validation:XValidation:rule="has(self.encryption) == has(oldSelf.encryption) && (!has(self.encryption) || self.encryption == oldSelf.encryption)",fieldPath=".encryption",message="encryption is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.format) == has(oldSelf.format) && (!has(self.format) || self.format == oldSelf.format)",fieldPath=".format",message="format is immutable: create another LiveDump"
 // +kubebuilder:validation:XValidation:rule="has(self.limits) == has(oldSelf.limits) && (!has(self.limits) || self.limits == oldSelf.limits)",fieldPath=".limits",message="limits is immutable: create another LiveDump"
-// +kubebuilder:validation:XValidation:rule="!has(self.format) || has(self.target.persistentVolumeClaim) || self.format == 'Flattened'",fieldPath=".format",message="a stream or an object takes bytes one after the other, so its format can only be Flattened"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || has(self.target.persistentVolumeClaim) || has(self.target.persistentVolumeClaims) || self.format == 'Flattened'",fieldPath=".format",message="a stream or an object takes bytes one after the other, so its format can only be Flattened"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.target.persistentVolumeClaims) || self.format == 'Kdump'",fieldPath=".format",message="a dump that is split among several claims can only have the format Kdump"
 // +kubebuilder:validation:XValidation:rule="!has(self.encryption) || !has(self.format) || self.format == 'Kdump' || !has(self.target.persistentVolumeClaim)",fieldPath=".format",message="what is encrypted on a claim can only have the format Kdump"
 type LiveDumpSpec struct {
 	// nodeName is the node whose memory is dumped.
@@ -358,6 +367,39 @@ type TargetStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	LocalPath string `json:"localPath,omitempty"`
+	// claims is what was found for each of persistentVolumeClaims; the fields for one claim are empty then, and the holder
+	// has all of them.
+	// +optional
+	// +listType=map
+	// +listMapKey=claimName
+	// +kubebuilder:validation:MaxItems=16
+	Claims []ClaimStatus `json:"claims,omitempty"`
+}
+
+// ClaimStatus is what the controller found for one of several claims.
+type ClaimStatus struct {
+	// claimName is the name of the claim.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+	// persistentVolumeName is the volume bound to the claim.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	PersistentVolumeName string `json:"persistentVolumeName,omitempty"`
+	// capacityBytes of the volume, in bytes.
+	// +required
+	CapacityBytes int64 `json:"capacityBytes"`
+	// volumeMode of the claim: Block or Filesystem.
+	// +required
+	// +kubebuilder:validation:Enum=Block;Filesystem
+	VolumeMode string `json:"volumeMode,omitempty"`
+	// localPath is the device's path on the node, as status.target.localPath is for one claim. It is set for all claims or for
+	// none.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	LocalPath string `json:"localPath,omitempty"`
 }
 
 // Progress of a running dump, written at most once a second.
@@ -432,6 +474,27 @@ type ReserveUse struct {
 	UsedPages int64 `json:"usedPages"`
 }
 
+// PartResult is the part of a split dump that lies on one claim.
+type PartResult struct {
+	// claimName is the claim that has the part.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+	// sizeBytes of the part, from the first byte of the device or file on.
+	// +required
+	SizeBytes int64 `json:"sizeBytes"`
+	// sha256 of these bytes, read back from the target, in hex.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	SHA256 string `json:"sha256,omitempty"`
+	// device identifies what holds the part: a block device, or a file in the volume.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	Device string `json:"device,omitempty"`
+}
+
 // Result of a finished dump. All numbers were measured.
 type Result struct {
 	// format of the dump: "kdump-compressed v6", "kdump-compressed v6, flattened" or "ELF vmcore".
@@ -442,10 +505,11 @@ type Result struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	Encryption string `json:"encryption,omitempty"`
-	// sizeBytes on the target, from its first byte on.
+	// sizeBytes on the target, from its first byte on. Of a split dump: of all parts together.
 	// +optional
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
-	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed.
+	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed. Of a split
+	// dump it is empty: each of the parts has its own.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	SHA256 string `json:"sha256,omitempty"`
@@ -483,10 +547,17 @@ type Result struct {
 	// +listMapKey=class
 	// +kubebuilder:validation:MaxItems=16
 	PagesByClass []PageClassCount `json:"pagesByClass,omitempty"`
-	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver.
+	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver. Of a split
+	// dump: the beginning of a list of all; each of the parts has its own.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Device string `json:"device,omitempty"`
+	// parts of a dump that was split among several claims. All of them are needed to read it.
+	// +optional
+	// +listType=map
+	// +listMapKey=claimName
+	// +kubebuilder:validation:MaxItems=16
+	Parts []PartResult `json:"parts,omitempty"`
 }
 
 // LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more.

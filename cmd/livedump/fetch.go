@@ -41,6 +41,9 @@ A short-lived pod mounts the claim read-only, and a program is executed in it. P
 user's own, so their rights decide: get and list livedumps, create, get and delete pods and create pods/exec in the
 LiveDump's namespace. The image of the pod is that of livedump's controller; who may not look for that names it.
 
+A dump that is split among several claims is fetched part by part: --claim names the claim. "livedump convert PART... DUMP" then
+makes one dump of the parts.
+
 The dump is written beside FILE and gets its name when its SHA-256 is that of the LiveDump's status. Interrupted, the same
 command goes on where it was. An encrypted dump stays encrypted, and takes no key here.`,
 		Args: exactArgs(1),
@@ -50,7 +53,9 @@ command goes on where it was. An encrypted dump stays encrypted, and takes no ke
 				return err
 			}
 			o.Namespace, o.Name = namespace, args[0]
-			if o.File == "" {
+			if o.File == "" && o.Claim != "" {
+				o.File = o.Name + "." + o.Claim + ".dump"
+			} else if o.File == "" {
 				o.File = o.Name + ".dump"
 			}
 			if o.PodTimeout < time.Minute || o.PodWait <= 0 {
@@ -73,13 +78,18 @@ command goes on where it was. An encrypted dump stays encrypted, and takes no ke
 				return printJSON(cmd.OutOrStdout(), fetched{File: o.File, Bytes: r.Bytes, SHA256: r.SHA256, Resumed: r.Resumed,
 					Interruptions: r.Interruptions, Seconds: took})
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: the dump of %s/%s, %s in %.1f s\nsha256 %s\n", o.File, o.Namespace, o.Name,
+			what := "the dump"
+			if r.Parts > 0 {
+				what = fmt.Sprintf("one of %d parts of the dump", r.Parts)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s/%s, %s in %.1f s\nsha256 %s\n", o.File, what, o.Namespace, o.Name,
 				bytesText(uint64(r.Bytes)), took, r.SHA256)
 			return err
 		},
 	}
 	cmd.Flags().StringVarP(&o.Namespace, "namespace", "n", "", "`namespace` of the LiveDump (default: that of the kubeconfig's context)")
-	cmd.Flags().StringVarP(&o.File, "output", "o", "", "`file` to make (default: the name of the LiveDump with .dump)")
+	cmd.Flags().StringVarP(&o.File, "output", "o", "", "`file` to make (default: the name of the LiveDump, and of the --claim, with .dump)")
+	cmd.Flags().StringVar(&o.Claim, "claim", "", "`claim` to fetch from, of a dump that is split among several")
 	cmd.Flags().StringVar(&o.Image, "image", "", "`image` of the reader pod (default: that of livedump's controller)")
 	cmd.Flags().StringVar(&o.SystemNamespace, "system-namespace", "livedump-system", "`namespace` where livedump's controller is looked for")
 	cmd.Flags().DurationVar(&o.PodTimeout, "pod-timeout", 6*time.Hour, "`time` after which Kubernetes ends the reader pod, whatever happened to this program")

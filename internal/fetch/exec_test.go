@@ -215,6 +215,26 @@ func TestFetch(t *testing.T) {
 	}
 }
 
+// TestFetchPart fetches what lies on one claim of a split dump, by that part's size and checksum.
+func TestFetchPart(t *testing.T) {
+	const size = 1<<20 + 7
+	f, c, dump, o := bench(t, size)
+	dump.Spec.Target = splitDump().Spec.Target
+	dump.Status.Target = splitDump().Status.Target
+	dump.Status.Result = &v1alpha1.Result{SizeBytes: 2 * size, Parts: []v1alpha1.PartResult{
+		{ClaimName: "one", SizeBytes: size, SHA256: dump.Status.Result.SHA256}, {ClaimName: "two", SizeBytes: size, SHA256: strings.Repeat("2", 64)}}}
+	if err := f.Client.Update(context.Background(), dump); err != nil {
+		t.Fatal(err)
+	}
+	o.Claim = "one"
+	r, err := f.Run(context.Background(), o)
+	if err != nil || r.Bytes != size || r.Parts != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	wantFile(t, o.File, size, r.SHA256)
+	c.wantNothingLeft(t, 1)
+}
+
 func TestFetchGoesOnAfterInterruptions(t *testing.T) {
 	const size = 6 << 20
 	f, c, dump, o := bench(t, size)
@@ -267,6 +287,27 @@ func TestFetchRefusals(t *testing.T) {
 	t.Run("in use", func(t *testing.T) {
 		f, c, dump, o := bench(t, 1000)
 		rival := &v1alpha1.LiveDump{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "rival", UID: "other"}, Spec: dump.Spec}
+		if err := f.Client.Create(context.Background(), rival, &client.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Run(context.Background(), o); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "rival") {
+			t.Errorf("%v", err)
+		}
+		c.wantNothingLeft(t, 0)
+	})
+	t.Run("a part in use", func(t *testing.T) {
+		f, c, dump, o := bench(t, 1000)
+		dump.Spec.Target = splitDump().Spec.Target
+		dump.Status.Target, dump.Status.Result = splitDump().Status.Target, splitDump().Status.Result
+		if err := f.Client.Update(context.Background(), dump); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Run(context.Background(), o); !errors.Is(err, ErrSplit) {
+			t.Errorf("no claim named: %v", err)
+		}
+		o.Claim = "one"
+		rival := &v1alpha1.LiveDump{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "rival", UID: "other"}}
+		rival.Spec.Target.PersistentVolumeClaims = []v1alpha1.PersistentVolumeClaimTarget{{ClaimName: "other"}, {ClaimName: "one"}}
 		if err := f.Client.Create(context.Background(), rival, &client.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -25,6 +27,8 @@ import (
 var (
 	// ErrNoDump: the LiveDump has not succeeded, or its dump is not on a claim.
 	ErrNoDump = errors.New("there is no dump to fetch")
+	// ErrSplit: the dump is split among several claims, and none of them was named.
+	ErrSplit = errors.New("the dump is split")
 	// ErrForbidden: the user may not do what it takes.
 	ErrForbidden = errors.New("not allowed")
 	// ErrInUse: another LiveDump is writing to the claim.
@@ -38,6 +42,8 @@ var (
 // Options of Run.
 type Options struct {
 	Namespace, Name string
+	// Claim whose part of a split dump is fetched; for a dump on one claim it is empty, or the name of that.
+	Claim string
 	// File that the dump is written to.
 	File string
 	// Image of the reader pod; empty: that of the controller, if it can be found.
@@ -58,6 +64,8 @@ type Options struct {
 type Result struct {
 	Bytes  int64
 	SHA256 string
+	// Parts that the dump is split in, if it is: what was fetched is one of them.
+	Parts int
 	// Resumed is how many bytes an earlier attempt had brought.
 	Resumed int64
 	// Interruptions is how often the connection broke and reading went on.
@@ -80,22 +88,22 @@ func (f *Fetcher) Run(ctx context.Context, o Options) (r Result, err error) {
 	if err := f.Client.Get(ctx, types.NamespacedName{Namespace: o.Namespace, Name: o.Name}, dump); err != nil {
 		return r, explain(fmt.Sprintf("reading LiveDump %s/%s", o.Namespace, o.Name), err)
 	}
-	source, err := sourceOf(dump)
+	source, err := sourceOf(dump, o.Claim)
 	if err != nil {
 		return r, err
 	}
 	if err := f.mayFetch(ctx, o.Namespace); err != nil {
 		return r, err
 	}
-	if err := f.checkRivals(ctx, dump); err != nil {
+	if err := f.checkRivals(ctx, dump, source); err != nil {
 		return r, err
 	}
-	part, err := openPart(o.File, dump.Status.Result.SHA256)
+	part, err := openPart(o.File, source.sha256)
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, part.Close()) }()
-	r.Resumed, r.Bytes, r.SHA256 = part.size, dump.Status.Result.SizeBytes, dump.Status.Result.SHA256
+	r.Resumed, r.Bytes, r.SHA256, r.Parts = part.size, source.size, source.sha256, len(dump.Spec.Target.PersistentVolumeClaims)
 	if part.size > r.Bytes {
 		return r, fmt.Errorf("%s has %d bytes, the dump only %d: remove it", part.path, part.size, r.Bytes)
 	}
@@ -110,48 +118,91 @@ func (f *Fetcher) Run(ctx context.Context, o Options) (r Result, err error) {
 	return r, part.finish(o.File, r.SHA256)
 }
 
-// source is what of the claim holds the dump.
+// source is what of the claim holds the dump, or one of its parts.
 type source struct {
-	claim string
-	file  string // in a file system; empty: the device itself
+	claim  string
+	file   string // in a file system; empty: the device itself
+	size   int64
+	sha256 string
 }
 
-// sourceOf says where a LiveDump's dump is, or why there is none.
-func sourceOf(dump *v1alpha1.LiveDump) (s source, err error) {
+// sourceOf says where a LiveDump's dump is, or the part of it that is on a claim, or why there is none.
+func sourceOf(dump *v1alpha1.LiveDump, claim string) (s source, err error) {
 	name := dump.Namespace + "/" + dump.Name
 	c := findCondition(dump, v1alpha1.ConditionSucceeded)
+	claims := dump.Spec.Target.Claims()
 	switch {
 	case c == nil || c.Status == "Unknown":
 		return s, fmt.Errorf("%w: LiveDump %s has not ended (%d %% of its pages are written): kubectl -n %s wait livedump/%s --for=condition=Succeeded",
 			ErrNoDump, name, dump.Status.Progress.Percent, dump.Namespace, dump.Name)
 	case c.Status != "True":
 		return s, fmt.Errorf("%w: LiveDump %s failed: %s: %s", ErrNoDump, name, c.Reason, c.Message)
-	case dump.Status.Result == nil || dump.Status.Result.SizeBytes <= 0 || len(dump.Status.Result.SHA256) != 2*sha256.Size:
-		return s, fmt.Errorf("%w: LiveDump %s succeeded, but has no result with a size and a checksum", ErrNoDump, name)
-	case dump.Spec.Target.PersistentVolumeClaim == nil:
+	case dump.Status.Result == nil:
+		return s, errNoResult(name)
+	case len(claims) == 0:
 		return s, fmt.Errorf("%w on a claim: that of LiveDump %s is at %s", ErrNoDump, name, dump.Status.Result.Device)
+	case len(claims) > 1 && claim == "":
+		return s, fmt.Errorf("%w: fetch each part of LiveDump %s with --claim, then join them with \"livedump convert PART... DUMP\"; the claims are %s",
+			ErrSplit, name, namesOf(claims))
 	}
-	s.claim = dump.Spec.Target.PersistentVolumeClaim.ClaimName
-	if dump.Status.Target.VolumeMode == v1alpha1.VolumeModeFilesystem {
-		s.file = dump.FileInVolume()
+	i := 0
+	if claim != "" {
+		i = slices.IndexFunc(claims, func(c v1alpha1.PersistentVolumeClaimTarget) bool { return c.ClaimName == claim })
+	}
+	if i < 0 || i >= len(claims) {
+		return s, fmt.Errorf("%w on claim %s: LiveDump %s went to %s", ErrNoDump, claim, name, namesOf(claims))
+	}
+	s.claim = claims[i].ClaimName
+	if found, _ := dump.Status.Target.OfClaim(&dump.Spec.Target, s.claim); found.VolumeMode == v1alpha1.VolumeModeFilesystem {
+		s.file = dump.FileInVolume(claims[i])
+	}
+	s.size, s.sha256 = resultOn(dump, s.claim)
+	if s.size <= 0 || len(s.sha256) != 2*sha256.Size {
+		return s, errNoResult(name)
 	}
 	return s, nil
 }
 
+func errNoResult(name string) error {
+	return fmt.Errorf("%w: LiveDump %s succeeded, but has no result with a size and a checksum", ErrNoDump, name)
+}
+
+// resultOn is what the status says of the bytes on a claim of the target.
+func resultOn(dump *v1alpha1.LiveDump, claim string) (size int64, sum string) {
+	if !dump.Spec.Target.Split() {
+		return dump.Status.Result.SizeBytes, dump.Status.Result.SHA256
+	}
+	for _, p := range dump.Status.Result.Parts {
+		if p.ClaimName == claim {
+			return p.SizeBytes, p.SHA256
+		}
+	}
+	return 0, ""
+}
+
+func namesOf(claims []v1alpha1.PersistentVolumeClaimTarget) string {
+	var names []string
+	for _, c := range claims {
+		names = append(names, c.ClaimName)
+	}
+	return strings.Join(names, ", ")
+}
+
 // checkRivals refuses while another LiveDump is about to write to the claim.
-func (f *Fetcher) checkRivals(ctx context.Context, dump *v1alpha1.LiveDump) error {
+func (f *Fetcher) checkRivals(ctx context.Context, dump *v1alpha1.LiveDump, s source) error {
 	all := &v1alpha1.LiveDumpList{}
 	if err := f.Client.List(ctx, all, client.InNamespace(dump.Namespace)); err != nil {
 		return explain("listing LiveDumps, for another one that uses the claim", err)
 	}
 	for i := range all.Items {
 		other := &all.Items[i]
-		claim := other.Spec.Target.PersistentVolumeClaim
-		c := findCondition(other, v1alpha1.ConditionSucceeded)
-		same := claim != nil && claim.ClaimName == dump.Spec.Target.PersistentVolumeClaim.ClaimName &&
-			(dump.Status.Target.VolumeMode != v1alpha1.VolumeModeFilesystem || other.FileInVolume() == dump.FileInVolume())
-		if other.UID != dump.UID && same && (c == nil || c.Status == "Unknown") {
-			return fmt.Errorf("%w: LiveDump %s has not ended and has claim %s for its target", ErrInUse, other.Name, claim.ClaimName)
+		if c := findCondition(other, v1alpha1.ConditionSucceeded); other.UID == dump.UID || c != nil && c.Status != "Unknown" {
+			continue
+		}
+		for _, claim := range other.Spec.Target.Claims() {
+			if claim.ClaimName == s.claim && (s.file == "" || other.FileInVolume(claim) == s.file) {
+				return fmt.Errorf("%w: LiveDump %s has not ended and has claim %s for its target", ErrInUse, other.Name, s.claim)
+			}
 		}
 	}
 	return nil

@@ -30,13 +30,13 @@ func succeeded() *v1alpha1.LiveDump {
 }
 
 func TestSourceOf(t *testing.T) {
-	if s, err := sourceOf(succeeded()); err != nil || s.claim != "claim" || s.file != "" {
+	if s, err := sourceOf(succeeded(), ""); err != nil || s.claim != "claim" || s.file != "" || s.size != 100 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	onFile := succeeded()
 	onFile.Status.Target.VolumeMode = v1alpha1.VolumeModeFilesystem
 	onFile.Spec.Encryption = &v1alpha1.Encryption{}
-	if s, err := sourceOf(onFile); err != nil || s.file != "dump.kdump.age" {
+	if s, err := sourceOf(onFile, "claim"); err != nil || s.file != "dump.kdump.age" {
 		t.Errorf("on a file system: %+v, %v", s, err)
 	}
 	for name, c := range map[string]struct {
@@ -60,9 +60,50 @@ func TestSourceOf(t *testing.T) {
 	} {
 		d := succeeded()
 		c.change(d)
-		if _, err := sourceOf(d); !errors.Is(err, ErrNoDump) || !strings.Contains(err.Error(), c.says) {
+		if _, err := sourceOf(d, ""); !errors.Is(err, ErrNoDump) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %v that says %q", name, err, ErrNoDump, c.says)
 		}
+	}
+}
+
+// splitDump is one that lies on two claims.
+func splitDump() *v1alpha1.LiveDump {
+	d := succeeded()
+	d.Spec.Target = v1alpha1.Target{PersistentVolumeClaims: []v1alpha1.PersistentVolumeClaimTarget{{ClaimName: "one"}, {ClaimName: "two"}}}
+	d.Status.Target.Claims = []v1alpha1.ClaimStatus{{ClaimName: "two", VolumeMode: v1alpha1.VolumeModeFilesystem}, {ClaimName: "one", VolumeMode: v1alpha1.VolumeModeBlock}}
+	d.Status.Result = &v1alpha1.Result{SizeBytes: 300, Parts: []v1alpha1.PartResult{
+		{ClaimName: "one", SizeBytes: 100, SHA256: strings.Repeat("1", 64)}, {ClaimName: "two", SizeBytes: 200, SHA256: strings.Repeat("2", 64)}}}
+	return d
+}
+
+// A part is fetched by the name of its claim, and who names none is told what to do.
+func TestSourceOfAPart(t *testing.T) {
+	for claim, want := range map[string]source{
+		"one": {claim: "one", size: 100, sha256: strings.Repeat("1", 64)},
+		"two": {claim: "two", file: "dump.two.kdump", size: 200, sha256: strings.Repeat("2", 64)},
+	} {
+		if s, err := sourceOf(splitDump(), claim); err != nil || s != want {
+			t.Errorf("claim %s: %+v, %v", claim, s, err)
+		}
+	}
+	if _, err := sourceOf(splitDump(), ""); !errors.Is(err, ErrSplit) || !strings.Contains(err.Error(), "one, two") || !strings.Contains(err.Error(), "--claim") {
+		t.Errorf("no claim: %v", err)
+	}
+	if _, err := sourceOf(splitDump(), "three"); !errors.Is(err, ErrNoDump) || !strings.Contains(err.Error(), "went to one, two") {
+		t.Errorf("another claim: %v", err)
+	}
+	if _, err := sourceOf(succeeded(), "three"); !errors.Is(err, ErrNoDump) || !strings.Contains(err.Error(), "went to claim") {
+		t.Errorf("another claim than the only one: %v", err)
+	}
+	without := splitDump()
+	without.Status.Result.Parts = without.Status.Result.Parts[:1]
+	if _, err := sourceOf(without, "two"); !errors.Is(err, ErrNoDump) || !strings.Contains(err.Error(), "no result") {
+		t.Errorf("no result of a part: %v", err)
+	}
+	// The checksum of the whole is none of a part's.
+	without.Status.Result.SHA256 = strings.Repeat("a", 64)
+	if _, err := sourceOf(without, "two"); !errors.Is(err, ErrNoDump) {
+		t.Errorf("a checksum of something else: %v", err)
 	}
 }
 

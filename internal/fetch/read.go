@@ -34,7 +34,7 @@ func (f *Fetcher) read(ctx context.Context, o Options, dump *v1alpha1.LiveDump, 
 	if err != nil {
 		return 0, err
 	}
-	total := dump.Status.Result.SizeBytes
+	total := s.size
 	if err := f.checkSession(ctx, pod, s, dump); err != nil {
 		return 0, err
 	}
@@ -77,7 +77,7 @@ func (f *Fetcher) read(ctx context.Context, o Options, dump *v1alpha1.LiveDump, 
 // checkSession looks at the beginning of what lies there: a later dump to the same claim has replaced this one.
 func (f *Fetcher) checkSession(ctx context.Context, pod *corev1.Pod, s source, dump *v1alpha1.LiveDump) error {
 	var head bytes.Buffer
-	n := min(kdump.PageSize, dump.Status.Result.SizeBytes)
+	n := min(kdump.PageSize, s.size)
 	if err := f.copy(ctx, pod, s, 0, n, &head); err != nil && int64(head.Len()) < n {
 		return explain("reading the beginning of the dump", err)
 	}

@@ -243,7 +243,7 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 	}
 	p.ResourceVersion = ""
 	log := a.Log.With("liveDump", client.ObjectKeyFromObject(dump).String(), "session", p.Session)
-	log.Info("taking up", "again", resume, "volume", dump.Status.Target.PersistentVolumeName, "holder", dump.Status.Target.HolderPodUID)
+	log.Info("taking up", "again", resume, "volumes", volumesOf(dump), "holder", dump.Status.Target.HolderPodUID)
 	go func() {
 		defer a.end(j, true)
 		a.work(workCtx, j, p, options, until.Sub(now), log)
@@ -289,21 +289,22 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 	if a.OnPoint != nil {
 		a.OnPoint(ctx, PointReport)
 	}
-	a.deliver(finalPart(p, j.dump.Generation, report, err, module, a.Clock.Now()), log)
+	a.deliver(finalPart(p, j.dump, report, err, module, a.Clock.Now()), log)
 }
 
 // finalPart is the agent's last word on a LiveDump.
-func finalPart(p Part, generation int64, r *engine.Report, err error, module string, now time.Time) Part {
+func finalPart(p Part, dump *v1alpha1.LiveDump, r *engine.Report, err error, module string, now time.Time) Part {
+	generation := dump.Generation
 	if r.Module.How != "" {
 		p.set(now, generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionTrue, reasonLoaded,
 			fmt.Sprintf("version %q was %s; %s", r.Module.Version, r.Module.How, module))
 	}
 	if err == nil {
-		p.Result = resultOf(r)
+		p.Result = resultOf(r, dump.Spec.Target.PersistentVolumeClaims)
 		p.Progress = v1alpha1.Progress{PagesTotal: int64(r.PagesToDump), PagesWritten: int64(r.PagesToDump),
 			BytesWritten: int64(r.SizeBytes), Percent: 100, LastUpdateTime: metav1.NewTime(now)}
 		p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionTrue, v1alpha1.ReasonComplete,
-			fmt.Sprintf("%d pages in %d bytes, read back and verified%s", r.PagesDumped, r.SizeBytes, takenOver(r)))
+			fmt.Sprintf("%d pages in %d bytes%s, read back and verified%s", r.PagesDumped, r.SizeBytes, inParts(r), takenOver(r)))
 		return p
 	}
 	reason := engine.Reason(err)
@@ -380,6 +381,14 @@ func (a *Agent) Drain(giveUp <-chan struct{}) {
 		}
 		<-ended
 	}
+}
+
+// inParts says if the dump is split.
+func inParts(r *engine.Report) string {
+	if len(r.Parts) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" in %d parts", len(r.Parts))
 }
 
 // takenOver says if more than one agent made the dump.

@@ -63,9 +63,16 @@ func (w APIStatus) Write(ctx context.Context, p Part) error {
 			WithBytesWritten(g.BytesWritten).WithPercent(g.Percent).WithLastUpdateTime(g.LastUpdateTime))
 	}
 	if r := p.Result; r != nil {
-		result := applyv1alpha1.Result().WithFormat(r.Format).WithSizeBytes(r.SizeBytes).WithSHA256(r.SHA256).
+		result := applyv1alpha1.Result().WithFormat(r.Format).WithSizeBytes(r.SizeBytes).
 			WithFreezeMicroseconds(r.FreezeMicroseconds).WithPagesDumped(r.PagesDumped).WithPagesLost(r.PagesLost).
 			WithPagesUncovered(r.PagesUncovered).WithFaults(r.Faults).WithDevice(r.Device)
+		if r.SHA256 != "" {
+			result.WithSHA256(r.SHA256)
+		}
+		for _, part := range r.Parts {
+			result.WithParts(applyv1alpha1.PartResult().WithClaimName(part.ClaimName).WithSizeBytes(part.SizeBytes).
+				WithSHA256(part.SHA256).WithDevice(part.Device))
+		}
 		if r.Encryption != "" {
 			result.WithEncryption(r.Encryption)
 		}
@@ -113,8 +120,8 @@ func (p *Part) set(now time.Time, generation int64, conditionType string, status
 		Message: message, ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now)})
 }
 
-// resultOf is what the API says of a finished dump.
-func resultOf(r *engine.Report) *v1alpha1.Result {
+// resultOf is what the API says of a finished dump, split among claims if there are any.
+func resultOf(r *engine.Report, claims []v1alpha1.PersistentVolumeClaimTarget) *v1alpha1.Result {
 	result := &v1alpha1.Result{
 		Format:             r.Format,
 		Encryption:         r.Encryption,
@@ -128,6 +135,10 @@ func resultOf(r *engine.Report) *v1alpha1.Result {
 		Reserve:            &v1alpha1.ReserveUse{Pages: int64(r.ReservePages), UsedPages: int64(r.ReservePages - min(r.ReserveLow, r.ReservePages))},
 		Steps:              stepsOf(r),
 		Device:             r.Device,
+	}
+	for i, part := range r.Parts[:min(len(r.Parts), len(claims))] { // in the order in which they were opened
+		result.Parts = append(result.Parts, v1alpha1.PartResult{ClaimName: claims[i].ClaimName, SizeBytes: int64(part.SizeBytes),
+			SHA256: part.SHA256, Device: part.Device})
 	}
 	if r.FrozenAt != nil {
 		at := metav1.NewMicroTime(*r.FrozenAt)

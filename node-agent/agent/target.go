@@ -16,47 +16,75 @@ import (
 // Target says how the target of a LiveDump is opened on this node. The controller has found it; what is behind a
 // claim is found through the kubelet's directory of the holder.
 func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine.Open {
-	found := &dump.Status.Target
-	claim := dump.Spec.Target.PersistentVolumeClaim
+	spec := &dump.Spec.Target
 	switch {
-	case dump.Spec.Target.Stream != nil:
-		s := dump.Spec.Target.Stream
+	case spec.Stream != nil:
+		s := spec.Stream
 		return engine.Stream(stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)})
-	case dump.Spec.Target.ObjectStorage != nil:
+	case spec.ObjectStorage != nil:
 		return openObject(node, kubeletDir, dump)
-	case claim != nil && found.VolumeMode == v1alpha1.VolumeModeFilesystem:
-		file := dump.FileInVolume()
-		return engine.FileInVolume(func() (*blockdev.Filesystem, error) {
-			return node.Host.FindFilesystem(kubeletDir, found.HolderPodUID, found.PersistentVolumeName)
-		}, file, fmt.Sprintf("file %s in volume %s", file, found.PersistentVolumeName), policy(dump))
-	case claim != nil:
-		return node.Device(func() (blockdev.ID, error) {
-			if path := found.LocalPath; path != "" {
-				return node.Host.FindLocal(path, kubeletDir, found.HolderPodUID, found.PersistentVolumeName)
-			}
-			return node.Host.FindVolume(kubeletDir, found.HolderPodUID, found.PersistentVolumeName)
-		}, need(dump))
+	case spec.PersistentVolumeClaim != nil:
+		return openClaim(node, kubeletDir, dump, *spec.PersistentVolumeClaim)
+	case spec.Split():
+		var opens []engine.Open
+		for _, claim := range spec.PersistentVolumeClaims {
+			opens = append(opens, openPart(claim.ClaimName, openClaim(node, kubeletDir, dump, claim)))
+		}
+		return engine.Parts(opens...)
 	}
 	return func(context.Context) (target.Target, error) {
 		return nil, fmt.Errorf("%w: this agent does not know the kind of target", blockdev.ErrNotFound)
 	}
 }
 
-// ready says whether the controller has found all that Target needs.
-func ready(dump *v1alpha1.LiveDump) bool {
-	if dump.Spec.Target.ObjectStorage != nil {
-		return dump.Status.Target.HolderPodUID != ""
+// openClaim opens what is behind one claim.
+func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, claim v1alpha1.PersistentVolumeClaimTarget) engine.Open {
+	holder := dump.Status.Target.HolderPodUID
+	// Without a name no volume is found, and the error says so.
+	found, _ := dump.Status.Target.OfClaim(&dump.Spec.Target, claim.ClaimName)
+	if found.VolumeMode == v1alpha1.VolumeModeFilesystem {
+		file := dump.FileInVolume(claim)
+		return engine.FileInVolume(func() (*blockdev.Filesystem, error) {
+			return node.Host.FindFilesystem(kubeletDir, holder, found.PersistentVolumeName)
+		}, file, fmt.Sprintf("file %s in volume %s", file, found.PersistentVolumeName), policy(dump))
 	}
-	if dump.Spec.Target.PersistentVolumeClaim == nil {
-		return true
-	}
-	return dump.Status.Target.HolderPodUID != "" && dump.Status.Target.PersistentVolumeName != ""
+	return node.Device(func() (blockdev.ID, error) {
+		if path := found.LocalPath; path != "" {
+			return node.Host.FindLocal(path, kubeletDir, holder, found.PersistentVolumeName)
+		}
+		return node.Host.FindVolume(kubeletDir, holder, found.PersistentVolumeName)
+	}, need(dump, found))
 }
 
-// need is what the device of a LiveDump must be like.
-func need(dump *v1alpha1.LiveDump) blockdev.Need {
+// openPart has the errors of one of several targets say which it is.
+func openPart(claim string, open engine.Open) engine.Open {
+	return func(ctx context.Context) (target.Target, error) {
+		t, err := open(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("claim %s: %w", claim, err)
+		}
+		return t, nil
+	}
+}
+
+// ready says whether the controller has found all that Target needs.
+func ready(dump *v1alpha1.LiveDump) bool {
+	spec, found := &dump.Spec.Target, &dump.Status.Target
+	if spec.ObjectStorage != nil {
+		return found.HolderPodUID != ""
+	}
+	for _, claim := range spec.Claims() {
+		if _, ok := found.OfClaim(spec, claim.ClaimName); !ok || found.HolderPodUID == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// need is what the device behind a claim of a LiveDump must be like.
+func need(dump *v1alpha1.LiveDump, found v1alpha1.ClaimStatus) blockdev.Need {
 	// A device smaller than its volume is not the device of that volume.
-	return blockdev.Need{Bytes: dump.Status.Target.CapacityBytes, Policy: policy(dump), Session: sessionOf(dump)}
+	return blockdev.Need{Bytes: found.CapacityBytes, Policy: policy(dump), Session: sessionOf(dump)}
 }
 
 // policy says what may be overwritten. What is not understood counts as the policy that protects more.
@@ -65,4 +93,14 @@ func policy(dump *v1alpha1.LiveDump) blockdev.Policy {
 		return blockdev.IfEmptyOrLiveDump
 	}
 	return blockdev.Never
+}
+
+// volumesOf are the volumes behind the claims, if there are any.
+func volumesOf(dump *v1alpha1.LiveDump) []string {
+	var volumes []string
+	for _, claim := range dump.Spec.Target.Claims() {
+		found, _ := dump.Status.Target.OfClaim(&dump.Spec.Target, claim.ClaimName)
+		volumes = append(volumes, found.PersistentVolumeName)
+	}
+	return volumes
 }

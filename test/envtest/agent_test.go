@@ -40,7 +40,8 @@ import (
 	"livedump.io/node-agent/engine"
 )
 
-// process is an agent's process: all of it is real but the kernel's session and the device, which is a file.
+// process is an agent's process: all of it is real but the kernel's session and the device, which is a file. For each of several
+// claims it is one with the claim's name behind it.
 type process struct {
 	agent  *nodeagent.Agent
 	memory *sessiontest.Memory
@@ -62,6 +63,24 @@ func (fileTarget) Commit(_ context.Context, size int64) (dumptarget.Receipt, err
 }
 
 func (fileTarget) Abort(error) error { return nil }
+
+// openFiles opens the file, or one for each of several claims.
+func openFiles(dump *v1alpha1.LiveDump, path string) engine.Open {
+	open := func(path string) engine.Open {
+		return func(context.Context) (dumptarget.Target, error) {
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+			return fileTarget{f}, err
+		}
+	}
+	if !dump.Spec.Target.Split() {
+		return open(path)
+	}
+	var opens []engine.Open
+	for _, claim := range dump.Spec.Target.PersistentVolumeClaims {
+		opens = append(opens, open(path+"."+claim.ClaimName))
+	}
+	return engine.Parts(opens...)
+}
 
 // unplugged stops reaching the API server with its process.
 type unplugged struct {
@@ -102,12 +121,9 @@ func (a *agent) runProcess(memory *sessiontest.Memory, target string, onEnd func
 	p.agent = &nodeagent.Agent{
 		Reader: manager.GetClient(), Status: unplugged{nodeagent.APIStatus{Client: manager.GetClient()}, ctx},
 		NodeName: w.node, BootID: "boot-1",
-		Dump: func(dumpCtx context.Context, _ *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error) {
+		Dump: func(dumpCtx context.Context, dump *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error) {
 			e := engine.Engine{
-				OpenTarget: func(context.Context) (dumptarget.Target, error) {
-					f, err := os.OpenFile(target, os.O_CREATE|os.O_RDWR, 0o600)
-					return fileTarget{f}, err
-				},
+				OpenTarget:  openFiles(dump, target),
 				LoadModule:  func() (module.Outcome, error) { return module.Outcome{How: module.OutcomeLoaded}, nil },
 				OpenSession: func(context.Context) (session.Session, error) { return memory.NewSession() },
 				RAM:         func() ([]kdump.PFNRange, error) { return []kdump.PFNRange{{Start: 0, End: 1 << 20}}, nil },

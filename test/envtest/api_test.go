@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"livedump.io/api/v1alpha1"
+	"livedump.io/internal/kdump"
 )
 
 // object is a LiveDump as a user writes it.
@@ -50,6 +51,15 @@ func TestBadSpecsAreRefused(t *testing.T) {
 		"empty claim":            {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":""}}}`, "claimName in body should be at least 1 chars long"},
 		"bad claim":              {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"a/b"}}}`, "claimName must be a valid object name"},
 		"two targets":            {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c"},"stream":{"address":"a:1"}}}`, "exactly one target must be set"},
+		"one of several claims":  {`{"nodeName":"n","target":{"persistentVolumeClaims":[{"claimName":"a"}]}}`, "spec.target.persistentVolumeClaims in body should have at least 2 items"},
+		"too many claims":        {`{"nodeName":"n","target":{"persistentVolumeClaims":[` + claimItems(kdump.MaxParts+1) + `]}}`, "must have at most 16 items"},
+		"a claim twice":          {`{"nodeName":"n","target":{"persistentVolumeClaims":[{"claimName":"a"},{"claimName":"b"},{"claimName":"a"}]}}`, "Duplicate value"},
+		"bad name among several": {`{"nodeName":"n","target":{"persistentVolumeClaims":[{"claimName":"a"},{"claimName":"a/b"}]}}`, "claimName must be a valid object name"},
+		"bad path among several": {`{"nodeName":"n","target":{"persistentVolumeClaims":[{"claimName":"a"},{"claimName":"b","path":"../x"}]}}`, "path must be relative"},
+		"one claim and several":  {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c"},"persistentVolumeClaims":[` + claimItems(2) + `]}}`, "exactly one target must be set"},
+		"several and a stream":   {`{"nodeName":"n","target":{"stream":{"address":"a:1"},"persistentVolumeClaims":[` + claimItems(2) + `]}}`, "exactly one target must be set"},
+		"ELF in parts":           {`{"nodeName":"n","format":"ELF","target":{"persistentVolumeClaims":[` + claimItems(2) + `]}}`, "split among several claims can only have the format Kdump"},
+		"flattened parts":        {`{"nodeName":"n","format":"Flattened","target":{"persistentVolumeClaims":[` + claimItems(2) + `]}}`, "split among several claims can only have the format Kdump"},
 		"path out of the volume": {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"../x"}}}`, "path must be relative"},
 		"path from the root":     {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"/x"}}}`, "path must be relative"},
 		"path to a hidden file":  {`{"nodeName":"n","target":{"persistentVolumeClaim":{"claimName":"c","path":"a/.x"}}}`, "path must be relative"},
@@ -93,6 +103,15 @@ func TestBadSpecsAreRefused(t *testing.T) {
 	}
 }
 
+// claimItems are so many items of a list of claims.
+func claimItems(n int) string {
+	var items []string
+	for i := range n {
+		items = append(items, fmt.Sprintf(`{"claimName":"c-%d"}`, i))
+	}
+	return strings.Join(items, ",")
+}
+
 func TestDefaults(t *testing.T) {
 	w := newWorld(t)
 	u := object(t, "defaults", fmt.Sprintf(`{"nodeName":%q,"target":{"persistentVolumeClaim":{"claimName":%q}}}`, w.node, w.claim))
@@ -117,6 +136,9 @@ func TestGoodSpecsAreAccepted(t *testing.T) {
 		"stream-ipv4":    `"target":{"stream":{"address":"192.0.2.1:1"}}`,
 		"bandwidth":      claim + `,"limits":{"bandwidth":"1.5Gi","cpus":2}`,
 		"plain-number":   claim + `,"limits":{"bandwidth":200000000}`,
+		"claims":         `"target":{"persistentVolumeClaims":[` + claimItems(2) + `]}`,
+		"most-claims":    `"format":"Kdump","target":{"persistentVolumeClaims":[` + claimItems(kdump.MaxParts) + `]}`,
+		"files-claims":   `"encryption":{"recipients":["age1` + strings.Repeat("q", 58) + `"]},"target":{"persistentVolumeClaims":[{"claimName":"a","path":"a/b.kdump"},{"claimName":"b"}]}`,
 		"flattened-file": claim + `,"format":"Flattened"`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,6 +162,7 @@ func TestSpecIsImmutable(t *testing.T) {
 	tests := map[string]struct{ patch, message string }{
 		"node":              {`{"nodeName":"other"}`, "spec.nodeName: Invalid value: \"other\": nodeName" + again},
 		"claim":             {`{"target":{"persistentVolumeClaim":{"claimName":"other"}}}`, "target" + again},
+		"several claims":    {`{"target":{"persistentVolumeClaim":null,"persistentVolumeClaims":[` + claimItems(2) + `]}}`, "target" + again},
 		"target taken away": {`{"target":{"persistentVolumeClaim":null}}`, "target"},
 		"profile":           {`{"content":{"profile":"Full"}}`, "content" + again},
 		"consistency":       {`{"consistency":"BestEffort"}`, "consistency" + again},

@@ -66,6 +66,33 @@ func TestRefusals(t *testing.T) {
 		}, reason: v1alpha1.ReasonTargetInvalid, message: "has lost its volume"},
 		{name: "claim-in-use", arrange: func(w *world) { w.createUser("database", "") },
 			reason: v1alpha1.ReasonTargetInUse, message: "used by pod database"},
+		{name: "one-of-several-missing", change: func(d *v1alpha1.LiveDump) {
+			splitAmong(d, d.Spec.Target.PersistentVolumeClaim.ClaimName, "no-such-claim")
+		},
+			reason: v1alpha1.ReasonTargetNotFound, message: "claim no-such-claim does not exist in namespace dumps"},
+		{name: "one-of-several-of-another-node", arrange: func(w *world) {
+			w.createVolume(w.claim+"-far-part", "elsewhere", "4Gi", corev1.PersistentVolumeBlock)
+			w.createClaim(w.claim+"-far-part", corev1.PersistentVolumeBlock)
+			w.bind(w.claim + "-far-part")
+		}, change: func(d *v1alpha1.LiveDump) {
+			one := d.Spec.Target.PersistentVolumeClaim.ClaimName
+			splitAmong(d, one, one+"-far-part")
+		}, reason: v1alpha1.ReasonTargetWrongNode, message: "-far-part is bound to volume"},
+		{name: "one-of-several-small", arrange: func(w *world) {
+			w.createVolume(w.claim+"-small-part", w.node, "1Mi", corev1.PersistentVolumeBlock)
+			w.createClaim(w.claim+"-small-part", corev1.PersistentVolumeBlock)
+			w.bind(w.claim + "-small-part")
+		}, change: func(d *v1alpha1.LiveDump) {
+			one := d.Spec.Target.PersistentVolumeClaim.ClaimName
+			splitAmong(d, one, one+"-small-part")
+		}, reason: v1alpha1.ReasonTargetTooSmall, message: "-small-part has 1Mi bytes; any part of a dump of node"},
+		{name: "one-of-several-in-use", arrange: func(w *world) {
+			w.anotherClaim("free-part")
+			w.createUser("database-part", "")
+		}, change: func(d *v1alpha1.LiveDump) {
+			one := d.Spec.Target.PersistentVolumeClaim.ClaimName
+			splitAmong(d, one+"-free-part", one)
+		}, reason: v1alpha1.ReasonTargetInUse, message: "used by pod database-part"},
 		{name: "canceled-from-the-start", change: func(d *v1alpha1.LiveDump) { d.Spec.DesiredState = v1alpha1.DesiredStateCancel },
 			reason: v1alpha1.ReasonCanceled, message: "nothing was written"},
 	}

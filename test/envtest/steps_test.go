@@ -15,6 +15,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -165,7 +166,7 @@ func TestDirectWay(t *testing.T) {
 	w.await(dump, v1alpha1.ConditionTargetReady, metav1.ConditionTrue, v1alpha1.ReasonAttachedDirectly)
 	want := v1alpha1.TargetStatus{PersistentVolumeName: w.claim, CapacityBytes: 4 << 30, VolumeMode: v1alpha1.VolumeModeBlock,
 		HolderPodUID: string(pod.UID), LocalPath: "/dev/disk/by-id/" + w.claim}
-	if got := w.get(dump).Status.Target; got != want {
+	if got := w.get(dump).Status.Target; !equality.Semantic.DeepEqual(got, want) {
 		t.Errorf("target %+v, want %+v", got, want)
 	}
 	// The agent of such a node is not Ready either, and works all the same.

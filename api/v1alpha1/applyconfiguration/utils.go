@@ -18,6 +18,8 @@ import (
 func ForKind(kind schema.GroupVersionKind) interface{} {
 	switch kind {
 	// Group=livedump.io, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithKind("ClaimStatus"):
+		return &apiv1alpha1.ClaimStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Content"):
 		return &apiv1alpha1.ContentApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Encryption"):
@@ -36,6 +38,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ObjectStorageTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PageClassCount"):
 		return &apiv1alpha1.PageClassCountApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PartResult"):
+		return &apiv1alpha1.PartResultApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PersistentVolumeClaimTarget"):
 		return &apiv1alpha1.PersistentVolumeClaimTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Progress"):

@@ -189,6 +189,24 @@ var schemaYAML = typed.YAMLObject(`types:
   scalar: string
 - name: io.livedump.api.v1alpha1.Addressing
   scalar: string
+- name: io.livedump.api.v1alpha1.ClaimStatus
+  map:
+    fields:
+    - name: capacityBytes
+      type:
+        scalar: numeric
+    - name: claimName
+      type:
+        scalar: string
+    - name: localPath
+      type:
+        scalar: string
+    - name: persistentVolumeName
+      type:
+        scalar: string
+    - name: volumeMode
+      type:
+        scalar: string
 - name: io.livedump.api.v1alpha1.Compression
   scalar: string
 - name: io.livedump.api.v1alpha1.Consistency
@@ -374,6 +392,21 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: pages
       type:
         scalar: numeric
+- name: io.livedump.api.v1alpha1.PartResult
+  map:
+    fields:
+    - name: claimName
+      type:
+        scalar: string
+    - name: device
+      type:
+        scalar: string
+    - name: sha256
+      type:
+        scalar: string
+    - name: sizeBytes
+      type:
+        scalar: numeric
 - name: io.livedump.api.v1alpha1.PersistentVolumeClaimTarget
   map:
     fields:
@@ -454,6 +487,14 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: pagesUncovered
       type:
         scalar: numeric
+    - name: parts
+      type:
+        list:
+          elementType:
+            namedType: io.livedump.api.v1alpha1.PartResult
+          elementRelationship: associative
+          keys:
+          - claimName
     - name: reserve
       type:
         namedType: io.livedump.api.v1alpha1.ReserveUse
@@ -509,6 +550,14 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: persistentVolumeClaim
       type:
         namedType: io.livedump.api.v1alpha1.PersistentVolumeClaimTarget
+    - name: persistentVolumeClaims
+      type:
+        list:
+          elementType:
+            namedType: io.livedump.api.v1alpha1.PersistentVolumeClaimTarget
+          elementRelationship: associative
+          keys:
+          - claimName
     - name: stream
       type:
         namedType: io.livedump.api.v1alpha1.StreamTarget
@@ -518,6 +567,14 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: capacityBytes
       type:
         scalar: numeric
+    - name: claims
+      type:
+        list:
+          elementType:
+            namedType: io.livedump.api.v1alpha1.ClaimStatus
+          elementRelationship: associative
+          keys:
+          - claimName
     - name: holderPodUID
       type:
         scalar: string

@@ -13,7 +13,7 @@ type PersistentVolumeClaimTargetApplyConfiguration struct {
 	// volumeMode Filesystem the dump is a file.
 	ClaimName *string `json:"claimName,omitempty"`
 	// path of the file within the volume; only for a claim with volumeMode Filesystem. Its folder must exist. Unset:
-	// the name of the LiveDump, with .kdump, .elf or .flat behind it.
+	// the name of the LiveDump, for one of several claims with a dot and the name of the claim, with .kdump, .elf or .flat behind it.
 	Path *string `json:"path,omitempty"`
 }
 

@@ -17,9 +17,10 @@ type ResultApplyConfiguration struct {
 	Format *string `json:"format,omitempty"`
 	// encryption is age, or empty for a dump in clear.
 	Encryption *string `json:"encryption,omitempty"`
-	// sizeBytes on the target, from its first byte on.
+	// sizeBytes on the target, from its first byte on. Of a split dump: of all parts together.
 	SizeBytes *int64 `json:"sizeBytes,omitempty"`
-	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed.
+	// sha256 of these bytes, read back from the target, in hex. Of a stream: of what the receiver has confirmed. Of a split
+	// dump it is empty: each of the parts has its own.
 	SHA256 *string `json:"sha256,omitempty"`
 	// freezeMicroseconds is the longest time that any CPU was held.
 	FreezeMicroseconds *int64 `json:"freezeMicroseconds,omitempty"`
@@ -40,8 +41,11 @@ type ResultApplyConfiguration struct {
 	Steps []StepDurationApplyConfiguration `json:"steps,omitempty"`
 	// pagesByClass of all RAM, as of the stop.
 	PagesByClass []PageClassCountApplyConfiguration `json:"pagesByClass,omitempty"`
-	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver.
+	// device identifies what holds the dump: a block device, a file in the volume, an object's URL, or a receiver. Of a split
+	// dump: the beginning of a list of all; each of the parts has its own.
 	Device *string `json:"device,omitempty"`
+	// parts of a dump that was split among several claims. All of them are needed to read it.
+	Parts []PartResultApplyConfiguration `json:"parts,omitempty"`
 }
 
 // ResultApplyConfiguration constructs a declarative configuration of the Result type for use with
@@ -169,5 +173,18 @@ func (b *ResultApplyConfiguration) WithPagesByClass(values ...*PageClassCountApp
 // If called multiple times, the Device field is set to the value of the last call.
 func (b *ResultApplyConfiguration) WithDevice(value string) *ResultApplyConfiguration {
 	b.Device = &value
+	return b
+}
+
+// WithParts adds the given value to the Parts field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Parts field.
+func (b *ResultApplyConfiguration) WithParts(values ...*PartResultApplyConfiguration) *ResultApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithParts")
+		}
+		b.Parts = append(b.Parts, *values[i])
+	}
 	return b
 }

@@ -11,6 +11,9 @@ package v1alpha1
 type TargetApplyConfiguration struct {
 	// persistentVolumeClaim is a volume of the node, raw or with a file system.
 	PersistentVolumeClaim *PersistentVolumeClaimTargetApplyConfiguration `json:"persistentVolumeClaim,omitempty"`
+	// persistentVolumeClaims are volumes of the node that the dump is split among, for a dump that none of them has the room
+	// for: each takes the pages of a range of memory, in proportion to its room. Only all of them together are a dump.
+	PersistentVolumeClaims []PersistentVolumeClaimTargetApplyConfiguration `json:"persistentVolumeClaims,omitempty"`
 	// objectStorage is a bucket in which an object with the flattened stream of the dump is made.
 	ObjectStorage *ObjectStorageTargetApplyConfiguration `json:"objectStorage,omitempty"`
 	// stream sends the dump away while it is made. Nothing can be read back, so the result has the checksum of what was sent
@@ -29,6 +32,19 @@ func Target() *TargetApplyConfiguration {
 // If called multiple times, the PersistentVolumeClaim field is set to the value of the last call.
 func (b *TargetApplyConfiguration) WithPersistentVolumeClaim(value *PersistentVolumeClaimTargetApplyConfiguration) *TargetApplyConfiguration {
 	b.PersistentVolumeClaim = value
+	return b
+}
+
+// WithPersistentVolumeClaims adds the given value to the PersistentVolumeClaims field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the PersistentVolumeClaims field.
+func (b *TargetApplyConfiguration) WithPersistentVolumeClaims(values ...*PersistentVolumeClaimTargetApplyConfiguration) *TargetApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithPersistentVolumeClaims")
+		}
+		b.PersistentVolumeClaims = append(b.PersistentVolumeClaims, *values[i])
+	}
 	return b
 }
 

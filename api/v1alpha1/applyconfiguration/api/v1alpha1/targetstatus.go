@@ -20,6 +20,9 @@ type TargetStatusApplyConfiguration struct {
 	// localPath is the device's path on the node, from a volume of kind local. It is set when the
 	// node's kubelet has not started the holder, and the agent then goes by it.
 	LocalPath *string `json:"localPath,omitempty"`
+	// claims is what was found for each of persistentVolumeClaims; the fields for one claim are empty then, and the holder
+	// has all of them.
+	Claims []ClaimStatusApplyConfiguration `json:"claims,omitempty"`
 }
 
 // TargetStatusApplyConfiguration constructs a declarative configuration of the TargetStatus type for use with
@@ -65,5 +68,18 @@ func (b *TargetStatusApplyConfiguration) WithHolderPodUID(value string) *TargetS
 // If called multiple times, the LocalPath field is set to the value of the last call.
 func (b *TargetStatusApplyConfiguration) WithLocalPath(value string) *TargetStatusApplyConfiguration {
 	b.LocalPath = &value
+	return b
+}
+
+// WithClaims adds the given value to the Claims field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Claims field.
+func (b *TargetStatusApplyConfiguration) WithClaims(values ...*ClaimStatusApplyConfiguration) *TargetStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithClaims")
+		}
+		b.Claims = append(b.Claims, *values[i])
+	}
 	return b
 }
