@@ -4,7 +4,7 @@
 
 # 1: leave the demo's cluster up at the end.
 KEEP ?=
-# What test-cluster checks, in this order; other-targets, uninstall, stuck-kubelet and upgrade are the others that there are.
+# What test-cluster checks, in this order; other-targets, split, uninstall, stuck-kubelet and upgrade are the others that there are.
 CHECKS ?= demo,fetch,bad-specs,bad-targets,agent-killed
 
 # What the check upgrade comes from.

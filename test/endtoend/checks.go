@@ -20,6 +20,7 @@ var checks = []check{
 	{"demo", "a dump while a workload runs, read by crash and drgn", (*Bench).demo},
 	{"fetch", "an encrypted dump is fetched through the API server by who may, and by nobody else", (*Bench).fetch},
 	{"other-targets", "dumps to a file in a claim, an object in an S3 store and a receiver are what the LiveDumps say", (*Bench).otherTargets},
+	{"split", "a dump that is split among two claims is fetched part by part and read by crash, makedumpfile and drgn; one whose agent is killed leaves no part", (*Bench).split},
 	{"bad-specs", "bad specs are refused at admission", (*Bench).badSpecs},
 	{"bad-targets", "a LiveDump that cannot be carried out says why, and nothing is written", (*Bench).badTargets},
 	{"agent-killed", "another agent goes on with the dump of one that was killed", (*Bench).killedAgent},

@@ -86,7 +86,7 @@ func (b *Bench) demo(ctx context.Context) (err error) {
 		return err
 	}
 	b.Step("the node's kernel has reported no trouble")
-	if err := b.judge(ctx, file, before, after); err != nil {
+	if err := b.judge(ctx, []string{file}, before, after); err != nil {
 		return err
 	}
 	if err := ready.Stop(); err != nil {

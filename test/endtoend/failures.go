@@ -30,6 +30,8 @@ func (b *Bench) badSpecs(ctx context.Context) error {
 	for _, c := range []struct{ what, manifest, says string }{
 		{"no node", manifest("{" + target + "}"), "spec.nodeName"},
 		{"an empty target", manifest("{nodeName: " + NodeName + ", target: {}}"), "spec.target"},
+		{"an ELF vmcore in parts", manifest("{nodeName: " + NodeName + ", format: ELF, target: {persistentVolumeClaims: [{claimName: " + ClaimName + "}, {claimName: another}]}}"), "spec.format"},
+		{"one claim of several", manifest("{nodeName: " + NodeName + ", target: {persistentVolumeClaims: [{claimName: " + ClaimName + "}]}}"), "spec.target.persistentVolumeClaims"},
 		{"an unknown compression", manifest("{nodeName: " + NodeName + ", compression: Lz77, " + target + "}"), "spec.compression"},
 		{"an unknown desired state", manifest("{nodeName: " + NodeName + ", desiredState: Pause, " + target + "}"), "spec.desiredState"},
 	} {

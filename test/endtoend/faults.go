@@ -427,12 +427,15 @@ func (b *Bench) evictHolder(ctx context.Context, dump *livedumpv1alpha1.LiveDump
 	return errors.New("there is no holder")
 }
 
+// secondDisk is a volume and a claim of the node's second disk.
+func secondDisk() []client.Object {
+	size := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(secondTargetMiB<<20, resource.BinarySI)}
+	return []client.Object{localVolume("node-1-second-disk", "/dev/vdd", size, secondClaim), blockClaim(secondClaim, "node-1-second-disk", size)}
+}
+
 // anotherDump creates a LiveDump of the same node, with a target of its own.
 func (b *Bench) anotherDump(ctx context.Context, _ *livedumpv1alpha1.LiveDump) error {
-	size := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(secondTargetMiB<<20, resource.BinarySI)}
-	for _, object := range []client.Object{
-		localVolume("node-1-second-disk", "/dev/vdd", size, secondClaim), blockClaim(secondClaim, "node-1-second-disk", size),
-	} {
+	for _, object := range secondDisk() {
 		if err := client.IgnoreAlreadyExists(b.Client.Create(ctx, object)); err != nil {
 			return err
 		}

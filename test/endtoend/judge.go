@@ -123,9 +123,9 @@ func (b *Bench) bootTime(ctx context.Context) (time.Time, error) {
 	return time.Time{}, errors.New("the node's /proc/stat has no btime")
 }
 
-// judge has crash and drgn read a dump and compares what they see with what the
+// judge has crash and drgn read a dump, of one file or of several parts, and compares what they see with what the
 // node reported.
-func (b *Bench) judge(ctx context.Context, file string, before, after *judge.Observation) error {
+func (b *Bench) judge(ctx context.Context, files []string, before, after *judge.Observation) error {
 	parked := 0
 	for tid, task := range before.Tasks {
 		if task.Comm == parkedName {
@@ -135,15 +135,18 @@ func (b *Bench) judge(ctx context.Context, file string, before, after *judge.Obs
 	if parked == 0 {
 		return fmt.Errorf("the node has no task %s: the workload did not park it", parkedName)
 	}
-	err := judge.Judge(ctx, judge.Input{
-		Dump: file, Kernel: b.kernel, OutDir: b.Options.Out, Progress: b.Step,
+	in := judge.Input{
+		Dump: files[0], Kernel: b.kernel, OutDir: b.Options.Out, Progress: b.Step,
 		Expect: judge.Expectation{
 			Before: before, After: after, Churn: taskChurn,
 			ParkedTID: parked, ParkedFrames: judge.ParkedFrames,
 			Modules: []string{"livedump"},
 		},
-	})
-	if err != nil {
+	}
+	if len(files) > 1 {
+		in.Parts = files
+	}
+	if err := judge.Judge(ctx, in); err != nil {
 		return err
 	}
 	b.Step("crash and drgn agree with what the node said of itself: %d tasks, %s asleep in %s, %d CPUs",

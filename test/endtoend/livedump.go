@@ -111,7 +111,14 @@ func ExpectSucceeded(dump *livedumpv1alpha1.LiveDump) error {
 	}
 	expect(c.Reason == livedumpv1alpha1.ReasonComplete, "with the reason "+c.Reason)
 	expect(r.SizeBytes > 0, "its result has no size")
-	expect(len(r.SHA256) == 64, "its result has no SHA-256")
+	if split := dump.Spec.Target.Split(); split {
+		expect(len(r.Parts) == len(dump.Spec.Target.PersistentVolumeClaims), fmt.Sprintf("its result has %d parts", len(r.Parts)))
+		for _, p := range r.Parts {
+			expect(p.SizeBytes > 0 && len(p.SHA256) == 64, "the part on claim "+p.ClaimName+" has no size or no SHA-256")
+		}
+	} else {
+		expect(len(r.SHA256) == 64, "its result has no SHA-256")
+	}
 	expect(r.FreezeMicroseconds > 0, "its result has no freeze time")
 	expect(r.PagesDumped > 0, "its result has no pages")
 	expect(r.PagesLost == 0, fmt.Sprintf("%d pages were lost in a Strict dump", r.PagesLost))

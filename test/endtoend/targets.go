@@ -89,7 +89,11 @@ func (b *Bench) dumpAndRead(ctx context.Context, name string, target livedumpv1a
 // fileMount is where the node has the file system of a claim.
 const fileMount = "/mnt/dump-files"
 
-func (b *Bench) dumpToFile(ctx context.Context) (err error) {
+// filesClaim is a claim with the file system.
+const filesClaim = "dump-files"
+
+// withFiles makes a file system on the node's second disk, and a volume and a claim of it, until do has returned.
+func (b *Bench) withFiles(ctx context.Context, do func() error) (err error) {
 	if out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", b.SecondTarget).CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
 	}
@@ -103,7 +107,7 @@ func (b *Bench) dumpToFile(ctx context.Context) (err error) {
 	}()
 	size := corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(secondTargetMiB<<20, resource.BinarySI)}
 	mode := corev1.PersistentVolumeFilesystem
-	volume, claim := localVolume("node-1-dump-files", fileMount, size, "dump-files"), blockClaim("dump-files", "node-1-dump-files", size)
+	volume, claim := localVolume("node-1-dump-files", fileMount, size, filesClaim), blockClaim(filesClaim, "node-1-dump-files", size)
 	volume.Spec.VolumeMode, claim.Spec.VolumeMode = &mode, &mode
 	for _, object := range []client.Object{volume, claim} {
 		if err := b.Client.Create(ctx, object); err != nil {
@@ -111,9 +115,13 @@ func (b *Bench) dumpToFile(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, b.Client.Delete(ctx, object)) }()
 	}
+	return do()
+}
+
+func (b *Bench) dumpToFile(ctx context.Context) (err error) {
 	const name = "to-a-file"
-	target := livedumpv1alpha1.Target{PersistentVolumeClaim: &livedumpv1alpha1.PersistentVolumeClaimTarget{ClaimName: "dump-files"}}
-	err = b.dumpAndRead(ctx, name, target, func() (string, error) {
+	target := livedumpv1alpha1.Target{PersistentVolumeClaim: &livedumpv1alpha1.PersistentVolumeClaimTarget{ClaimName: filesClaim}}
+	found := func() (string, error) {
 		if err := b.AwaitCleanNode(ctx); err != nil {
 			return "", err
 		}
@@ -128,8 +136,8 @@ func (b *Bench) dumpToFile(ctx context.Context) (err error) {
 			return "", fmt.Errorf("fetching: %w: %s", err, out)
 		}
 		return file, b.AwaitCleanNode(ctx) // of the reader pod, for the mount is to go
-	})
-	return err
+	}
+	return b.withFiles(ctx, func() error { return b.dumpAndRead(ctx, name, target, found) })
 }
 
 // serve runs a server of this machine until stop is called, and waits until it listens.

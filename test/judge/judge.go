@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +27,9 @@ import (
 type Input struct {
 	// Dump is the file.
 	Dump string
+	// Parts are, in place of Dump, the files that a dump is split among. crash reads them together; drgn, which takes one file, what
+	// makedumpfile makes of them.
+	Parts []string
 	// Kernel is whose debug information is used.
 	Kernel *guest.Kernel
 	// Expect is what the readers must see.
@@ -121,8 +125,11 @@ func Judge(ctx context.Context, in Input) error {
 	if in.Progress == nil {
 		in.Progress = func(string, ...any) {}
 	}
-	if !in.AnyFormat {
-		if err := checkMagic(in.Dump); err != nil {
+	for _, file := range in.files() {
+		if in.AnyFormat {
+			break
+		}
+		if err := checkMagic(file); err != nil {
 			return err
 		}
 	}
@@ -153,6 +160,14 @@ func Judge(ctx context.Context, in Input) error {
 	return errors.Join(problems...)
 }
 
+// files are the dump's.
+func (in *Input) files() []string {
+	if len(in.Parts) > 0 {
+		return in.Parts
+	}
+	return []string{in.Dump}
+}
+
 // checkMagic checks that the file is a kdump-compressed dump.
 func checkMagic(dump string) error {
 	f, err := os.Open(dump)
@@ -180,7 +195,7 @@ func judgeWith(ctx context.Context, r Reader, in Input, vmlinux string, crashTex
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	c := call{ctx: ctx, root: root, work: work, vmlinux: vmlinux, dump: in.Dump, moduleFiles: in.ModuleFiles}
+	c := call{ctx: ctx, root: root, work: work, vmlinux: vmlinux, files: in.files(), moduleFiles: in.ModuleFiles}
 	for _, file := range in.ModuleFiles {
 		b, err := os.ReadFile(file)
 		if err != nil {
@@ -212,9 +227,33 @@ func judgeWith(ctx context.Context, r Reader, in Input, vmlinux string, crashTex
 
 // call runs programs in a reader's chroot.
 type call struct {
-	ctx                       context.Context
-	root, work, vmlinux, dump string
-	moduleFiles               []string
+	ctx                 context.Context
+	root, work, vmlinux string
+	files               []string // of the dump
+	moduleFiles         []string
+}
+
+// dump is where the programs have the files of the dump.
+func (c call) dump() []string {
+	if len(c.files) == 1 {
+		return []string{"/judge/dump"}
+	}
+	var parts []string
+	for i := range c.files {
+		parts = append(parts, fmt.Sprintf("/judge/dump.%d", i+1))
+	}
+	return parts
+}
+
+// reassembled is one file with the dump, which makedumpfile makes of the parts.
+func (c call) reassembled() (string, error) {
+	parts := c.dump()
+	if len(parts) == 1 {
+		return parts[0], nil
+	}
+	const whole = "/judge/io/whole"
+	_, err := c.run(slices.Concat([]string{"makedumpfile", "--reassemble"}, parts, []string{whole})...)
+	return whole, err
 }
 
 // patience is how long one reader may take.
@@ -226,15 +265,17 @@ func (c call) run(argv ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dump, err := filepath.Abs(c.dump)
-	if err != nil {
-		return "", err
+	args := []string{c.root, "--ro", c.vmlinux + ":/judge/vmlinux", "--bind", c.work + ":/judge/io"}
+	for i, inside := range c.dump() {
+		file, err := filepath.Abs(c.files[i])
+		if err != nil {
+			return "", err
+		}
+		args = append(args, "--ro", file+":"+inside)
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, patience)
 	defer cancel()
-	args := append([]string{c.root, "--ro", c.vmlinux + ":/judge/vmlinux", "--ro", dump + ":/judge/dump",
-		"--bind", c.work + ":/judge/io", "--"}, argv...)
-	cmd := exec.CommandContext(ctx, filepath.Join(repo, "hack", "in-chroot"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(repo, "hack", "in-chroot"), slices.Concat(args, []string{"--"}, argv)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %w: %s", argv[0], err, strings.TrimSpace(string(out)))
@@ -253,7 +294,7 @@ func (c call) crash(parked int, text io.Writer) (crashOutput, error) {
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(version), "\n")
 	fmt.Fprintf(text, "### %s\n", first)
-	session, runErr := c.run("crash", "-s", "-i", "/judge/io/commands", "/judge/vmlinux", "/judge/dump")
+	session, runErr := c.run(append([]string{"crash", "-s", "-i", "/judge/io/commands", "/judge/vmlinux"}, c.dump()...)...)
 	fmt.Fprint(text, session)
 	out, err := readCrashOutput(session, list, func(name string) ([]byte, error) {
 		return os.ReadFile(filepath.Join(c.work, name))
@@ -273,7 +314,11 @@ func (c call) drgn(e Expectation, text io.Writer) (drgnOutput, error) {
 		return drgnOutput{}, err
 	}
 	fmt.Fprintf(text, "### %s\n", strings.TrimSpace(version))
-	argv := []string{"drgn", "-q", "-c", "/judge/dump", "-s", "/judge/vmlinux"}
+	dump, err := c.reassembled()
+	if err != nil {
+		return drgnOutput{}, err
+	}
+	argv := []string{"drgn", "-q", "-c", dump, "-s", "/judge/vmlinux"}
 	for _, file := range c.moduleFiles {
 		argv = append(argv, "-s", "/judge/io/"+filepath.Base(file))
 	}
