@@ -78,6 +78,10 @@ func (s *SplitWriter) halt(err error) {
 // MaxParts bounds memory: each part has buffers of its own.
 const MaxParts = 16
 
+// partStep is what each part begins at a multiple of: crash counts the pages before a given one in words of the bitmap, from the
+// word that has the first page frame of the part.
+const partStep = 64
+
 // splitRAM says which page frames go to which output.
 func splitRAM(outs []Output, meta *Meta) ([]PFNRange, error) {
 	if len(outs) < 2 || len(outs) > MaxParts {
@@ -86,6 +90,11 @@ func splitRAM(outs []Output, meta *Meta) ([]PFNRange, error) {
 	if err := meta.validate(); err != nil {
 		return nil, err
 	}
+	others := uint64(len(outs) - 1)
+	if meta.MaxPFN <= others*partStep { // no part is without a page frame
+		return nil, fmt.Errorf("%d page frames cannot be split among %d targets", meta.MaxPFN, len(outs))
+	}
+	lastStart := (meta.MaxPFN - 1) / partStep * partStep
 	most, err := MaxSize(meta.MaxPFN, meta.Pages, len(meta.Notes))
 	if err != nil {
 		return nil, err
@@ -112,13 +121,10 @@ func splitRAM(outs []Output, meta *Meta) ([]PFNRange, error) {
 			if len(merged) > 0 {
 				end = max(start, merged[0].Start+wanted-ramBefore)
 			}
-			end = min(max(end, start+1), meta.MaxPFN-uint64(len(outs)-1-i)) // no part is without a page frame
+			end = min(max(end/partStep*partStep, start+partStep), lastStart-(others-1-uint64(i))*partStep)
 		}
 		ranges[i] = PFNRange{start, end}
 		start = end
-	}
-	if last := ranges[len(ranges)-1]; last.Start >= last.End || meta.MaxPFN < uint64(len(outs)) {
-		return nil, fmt.Errorf("%d page frames cannot be split among %d targets", meta.MaxPFN, len(outs))
 	}
 	return ranges, nil
 }

@@ -112,6 +112,9 @@ func TestSplit(t *testing.T) {
 				if !is || part.Start != next || i > 0 && !r.SameDump(parts[0]) || r.Pages() != sum.Parts[i].Pages {
 					t.Fatalf("part %d: %+v (%v) with %d pages, want it from %d on with %d", i, part, is, r.Pages(), next, sum.Parts[i].Pages)
 				}
+				if part.Start%partStep != 0 {
+					t.Errorf("part %d begins at %d, in the middle of a word of the bitmap", i, part.Start)
+				}
 				if part.End-part.Start > maxPFN*9/10 {
 					t.Errorf("part %d has %d of %d page frames", i, part.End-part.Start, maxPFN)
 				}
@@ -236,5 +239,36 @@ func TestSplitTooSmall(t *testing.T) {
 	}
 	if _, _, _, err := splitOn(t, 3001, devs[:1], Options{}); err == nil {
 		t.Error("a dump is split among one target")
+	}
+}
+
+// TestSplitRAM: whatever room the targets have, each part has page frames and begins with a word of the bitmap.
+func TestSplitRAM(t *testing.T) {
+	for _, maxPFN := range []uint64{3*partStep + 1, 4 * partStep, 4*partStep + 1, 6001} {
+		for _, sizes := range [][]int{{16, 16, 16, 16}, {1, 1, 1, 64}, {64, 1, 1, 1}, {1, 64, 1, 1}} {
+			var outs []Output
+			for _, d := range splitDevices(t, sizes...) {
+				outs = append(outs, d)
+			}
+			meta := testMeta(maxPFN, 10, 3)
+			ranges, err := splitRAM(outs, &meta)
+			if err != nil {
+				t.Fatal(err)
+			}
+			next := uint64(0)
+			for i, r := range ranges {
+				if r.Start != next || r.End <= r.Start || r.Start%partStep != 0 {
+					t.Errorf("%d page frames on %v MiB: part %d is %+v", maxPFN, sizes, i, r)
+				}
+				next = r.End
+			}
+			if next != maxPFN {
+				t.Errorf("%d page frames on %v MiB: the last part ends at %d", maxPFN, sizes, next)
+			}
+			few := testMeta(3*partStep, 10, 3)
+			if _, err := splitRAM(outs, &few); err == nil {
+				t.Errorf("%d page frames are split among %d targets", few.MaxPFN, len(outs))
+			}
+		}
 	}
 }
