@@ -85,6 +85,7 @@ func (j *judgement) all(ctx context.Context) error {
 			judge(f.name, "crash "+j.older.release+" reads all parts together", func() error { return j.compareCrash(j.older, f.files(), minimalCrash, wantMinimal) })
 			judge(f.name, "makedumpfile makes one dump of them, of which drgn reads every page", func() error { return j.reassemble(f) })
 			judge(f.name, "livedump makes one dump of them", func() error { return j.join(ctx, f) })
+			judge(f.name, "crash "+j.newer.release+" reads the parts of a filtered dump as it reads that dump", func() error { return j.filteredParts(ctx, f.parts) })
 			continue
 		}
 		// The codecs differ in nothing but the pages, so the tasks are looked at in one of them.
@@ -299,6 +300,33 @@ func (j *judgement) join(ctx context.Context, f form) error {
 		return err
 	}
 	return j.compareDrgn(j.older, name, j.image.digest, nil)
+}
+
+// filteredParts splits a dump that lacks pages everywhere. In one that has them all, a reader that looks for a page's descriptor
+// in the wrong place may find it nevertheless.
+func (j *judgement) filteredParts(ctx context.Context, parts int) error {
+	dir, err := j.makedumpfile(forms[0].name, `makedumpfile -c -d 31 "$1" filtered`)
+	if err != nil {
+		return err
+	}
+	whole := form{name: "filtered.kdump"}
+	split := form{name: "filtered.split", parts: parts}
+	if err := os.Rename(filepath.Join(dir, "filtered"), filepath.Join(j.dir, whole.name)); err != nil {
+		return err
+	}
+	want, err := j.newer.crash(whole.files(), fullCrash)
+	if err != nil {
+		return err
+	}
+	s, err := convert.Open(filepath.Join(j.dir, whole.name))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if _, err := convert.Run(ctx, s, filepath.Join(j.dir, split.name), convert.Options{Parts: parts}); err != nil {
+		return err
+	}
+	return j.compareCrash(j.newer, split.files(), fullCrash, want)
 }
 
 // rearrange compares byte for byte.
