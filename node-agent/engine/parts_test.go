@@ -156,28 +156,42 @@ func device(out target.Random) Open {
 	return func(context.Context) (target.Target, error) { return out, nil }
 }
 
-// TestKilledInParts kills the process at each step, write and call of the module while it makes a split dump. Nobody can go on with that; what
-// the next process says is true, and no part is left that could be taken for one.
-func TestKilledInParts(t *testing.T) {
+// TestKilledWithoutJournal kills the process at each step, write and call of the module while it makes a dump that nobody can go on with: a
+// split one, an encrypted one, one without a grace. What the next process says is true, and nothing is left that could be taken for the dump or
+// a part of it.
+func TestKilledWithoutJournal(t *testing.T) {
 	identity, err := age.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, keys := range map[string][]age.Identity{"in clear": nil, "encrypted": {identity}} {
+	for name, c := range map[string]struct {
+		targets int
+		keys    []age.Identity
+	}{"parts": {2, nil}, "encrypted parts": {2, []age.Identity{identity}}, "one": {1, nil}, "one, encrypted": {1, []age.Identity{identity}}} {
+		keys := c.keys
 		for _, event := range []string{string(StepModule), string(StepFreeze), string(StepWrite), string(StepThaw), string(StepFinish),
 			"freeze", "frozen", "next", "write", "sync", "thawed"} {
 			t.Run(name+"/"+event, func(t *testing.T) {
 				t.Parallel()
 				for i := 1; ; i += 1 + i/3 {
 					at := fmt.Sprintf("%s %d", event, i)
-					m, files := testMemory(3000), []*file{newFile(t, 64<<20), newFile(t, 64<<20)}
-					paths := []string{files[0].Name(), files[1].Name()}
+					m := testMemory(3000)
+					var files []*file
+					var paths []string
+					for range c.targets {
+						files = append(files, newFile(t, 64<<20))
+						paths = append(paths, files[len(files)-1].Name())
+					}
 					attempt := func(dieAt string, resume bool) (bool, *Report, error) {
 						p := &process{dieAt: dieAt}
 						e := p.engine(m, files[0])
-						e.OpenTarget = Parts(device(mortalTarget{files[0], p}), device(mortalTarget{files[1], p}))
 						o := resumable()
 						o.Resume = resume
+						if len(files) > 1 {
+							e.OpenTarget = Parts(device(mortalTarget{files[0], p}), device(mortalTarget{files[1], p}))
+						} else {
+							o.Grace = 0
+						}
 						o.OnStep = func(_ context.Context, s Step) { _ = p.at(string(s)) }
 						if keys != nil {
 							o.Recipients = []age.Recipient{identity.Recipient()}
@@ -187,7 +201,7 @@ func TestKilledInParts(t *testing.T) {
 					}
 					died, r, err := attempt(at, false)
 					if !died {
-						if err != nil || i == 1 || len(r.Parts) != 2 {
+						if err != nil || i == 1 || len(files) > 1 && len(r.Parts) != len(files) {
 							t.Fatalf("%s: %v, report %+v", at, err, r)
 						}
 						return
