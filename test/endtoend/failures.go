@@ -117,6 +117,7 @@ func (b *Bench) badTargets(ctx context.Context) error {
 	for _, c := range []struct {
 		name, node, claim, reason, says string
 		user                            string // a pod that uses the claim meanwhile
+		other                           string // a claim that the dump is split with
 	}{
 		{name: "missing-node", node: "no-such-node", claim: ClaimName, reason: livedumpv1alpha1.ReasonNodeNotFound, says: "no-such-node"},
 		{name: "arm64-node", node: "arm64-node", claim: ClaimName, reason: livedumpv1alpha1.ReasonUnsupportedNode, says: "arm64"},
@@ -124,6 +125,9 @@ func (b *Bench) badTargets(ctx context.Context) error {
 		{name: "small-claim", node: NodeName, claim: "small-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "small-claim"},
 		// Only the agent sees the device itself.
 		{name: "false-capacity", node: NodeName, claim: "false-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "bytes"},
+		// Two volumes are one device, which the API cannot know.
+		{name: "one-disk-twice", node: NodeName, claim: ClaimName, other: "twin-claim", reason: livedumpv1alpha1.ReasonTargetInUse, says: "claim twin-claim: "},
+		{name: "second-claim-small", node: NodeName, claim: ClaimName, other: "false-claim", reason: livedumpv1alpha1.ReasonTargetTooSmall, says: "claim false-claim: "},
 		{name: "used-claim", node: NodeName, claim: ClaimName, reason: livedumpv1alpha1.ReasonTargetInUse, says: "claim-user", user: "claim-user"},
 	} {
 		if c.user != "" {
@@ -131,7 +135,11 @@ func (b *Bench) badTargets(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := b.create(ctx, c.name, c.node, c.claim); err != nil {
+		create := func() error { return b.create(ctx, c.name, c.node, c.claim) }
+		if c.other != "" {
+			create = func() error { return b.createSplit(ctx, c.name, c.other, nil) }
+		}
+		if err := create(); err != nil {
 			return err
 		}
 		dump, err := b.AwaitEnd(ctx, c.name)
@@ -198,6 +206,7 @@ func (b *Bench) makeBadParts(ctx context.Context) error {
 	for _, object := range []client.Object{
 		localVolume("node-1-small-disk", "/dev/vdc", small, "small-claim"), blockClaim("small-claim", "node-1-small-disk", small),
 		localVolume("node-1-false-disk", "/dev/vdc", big, "false-claim"), blockClaim("false-claim", "node-1-false-disk", small),
+		localVolume("node-1-twin-disk", "/dev/vdb", big, "twin-claim"), blockClaim("twin-claim", "node-1-twin-disk", big),
 	} {
 		if err := b.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %s: %w", object.GetName(), err)
