@@ -9,9 +9,10 @@
  * they stay off and ld_handed_missing() says so.
  *
  * A call may be under way at the stop: it passed the probe before, and the page is handed over
- * after.  So the pages of the last calls before the stop are remembered and reported as
- * uncovered.  Not those of which a program's call has the struct page in hand: inflight.c
- * finds them.
+ * after.  So what the last calls before the stop handed over is remembered and reported as
+ * uncovered, that of devices and that of programs each by itself: a device has many calls, a
+ * program may have large ones.  Not pages of which a program's call has the struct page in hand:
+ * inflight.c finds them.
  *
  * The pages that a balloon takes from the machine are handed over too, in a way: the hypervisor
  * throws away what is in them.
@@ -25,25 +26,38 @@
 #include "compat.h"
 #include "livedump.h"
 
-/* Pages that are remembered; what is older is done. */
+/* Calls that are remembered; what is older is done. */
 #define RECENT_MAX	512	/* a power of two */
+/* First page frame and number of pages in one word, for the stop may come between two writes. */
+#define RANGE_SHIFT	24
+#define RANGE_MAX	((1UL << RANGE_SHIFT) - 1)
 /* No call has more pieces: what is no list must not keep us here. */
 #define PIECES_MAX	4096
 
 #define ANSWER_US	1000000
 #define SWITCH_PATIENCE	(5 * HZ)
 
-static unsigned long recent[RECENT_MAX];	/* page frames */
-static atomic_t nr_recent;
+static struct recent {
+	unsigned long ranges[RECENT_MAX];
+	atomic_t nr;
+} by_devices, by_programs;
 static bool armed, answered = true;
 static bool wanted_on, are_on;
 static DECLARE_WAIT_QUEUE_HEAD(switched);
 
-static void hand_pages(unsigned long pfn, unsigned long n)
+static void hand_pages(struct recent *recent, unsigned long pfn, unsigned long n)
 {
+	unsigned long max = READ_ONCE(ld_max_pfn);
+
+	/* Addresses on a bus need not be those of memory. */
+	if (pfn >= max)
+		return;
+	n = min(n, max - pfn);
 	if (!READ_ONCE(ld_watch_frozen)) {
-		for (n = min_t(unsigned long, n, RECENT_MAX); n; n--, pfn++)
-			recent[(unsigned int)atomic_inc_return(&nr_recent) % RECENT_MAX] = pfn;
+		unsigned int i = atomic_inc_return(&recent->nr);
+
+		WRITE_ONCE(recent->ranges[i % RECENT_MAX],
+			   pfn << RANGE_SHIFT | min(n, RANGE_MAX));
 		return;
 	}
 	for (; n; n--, pfn++)
@@ -56,7 +70,7 @@ static void hand(phys_addr_t at, size_t bytes)
 	unsigned long pfn = at >> PAGE_SHIFT;
 
 	if (bytes)
-		hand_pages(pfn, ((at + bytes - 1) >> PAGE_SHIFT) - pfn + 1);
+		hand_pages(&by_devices, pfn, ((at + bytes - 1) >> PAGE_SHIFT) - pfn + 1);
 }
 
 /* An address on the bus: the same in memory, where no IOMMU translates; else we save in vain. */
@@ -151,7 +165,7 @@ static int on_add(struct kprobe *p, struct pt_regs *regs)
 static void map_page(struct page *page)
 {
 	if (READ_ONCE(ld_watch_frozen) && page)
-		hand_pages(page_to_pfn(page), 1);
+		hand_pages(&by_programs, page_to_pfn(page), 1);
 }
 
 static void map_pages(struct page **pages, unsigned long n)
@@ -200,32 +214,24 @@ static int on_insert_all(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
-/*
- * (area, address, page frame, ...): as a rule of a device, and then it must not push out what is
- * remembered.
- */
+/* (area, address, page frame, ...): as a rule of a device, and then no memory */
 static int on_insert_frame(struct kprobe *p, struct pt_regs *regs)
 {
-	if (regs->dx < ld_max_pfn)
-		hand_pages(regs->dx, 1);
+	hand_pages(&by_programs, regs->dx, 1);
 	return 0;
 }
 
 /* (area, address, page frame, size, ...) */
 static int on_insert_frames(struct kprobe *p, struct pt_regs *regs)
 {
-	unsigned long pfn = regs->dx;
-
-	/* As a rule a device's registers, far more than there is RAM. */
-	if (pfn < ld_max_pfn)
-		hand_pages(pfn, min((regs->cx + PAGE_SIZE - 1) >> PAGE_SHIFT, ld_max_pfn - pfn));
+	hand_pages(&by_programs, regs->dx, (regs->cx + PAGE_SIZE - 1) >> PAGE_SHIFT);
 	return 0;
 }
 
 /* (balloon, page) */
 static int on_balloon(struct kprobe *p, struct pt_regs *regs)
 {
-	hand_pages(page_to_pfn((struct page *)regs->si), 1);
+	hand_pages(&by_devices, page_to_pfn((struct page *)regs->si), 1);
 	return 0;
 }
 
@@ -236,7 +242,7 @@ static int on_balloon_list(struct kprobe *p, struct pt_regs *regs)
 	struct page *page;
 
 	list_for_each_entry(page, pages, lru)
-		hand_pages(page_to_pfn(page), 1);
+		hand_pages(&by_devices, page_to_pfn(page), 1);
 	return 0;
 }
 
@@ -364,16 +370,27 @@ u32 ld_handed_missing(void)
 	       ((there & GROUPS_PROGRAMS) == GROUPS_PROGRAMS ? 0 : LIVEDUMP_UNWATCHED_PROGRAMS);
 }
 
-/* After the stop: what was about to be handed over. */
-void ld_handed_mark(void)
+static void mark(struct recent *recent)
 {
 	int i;
 
 	for (i = 0; i < RECENT_MAX; i++) {
-		if (recent[i])
-			ld_dma_uncover(recent[i], &ld_dma_found.handed);
-		recent[i] = 0;
+		unsigned long pfn = recent->ranges[i] >> RANGE_SHIFT;
+		unsigned long n = recent->ranges[i] & RANGE_MAX;
+
+		for (; n; n--, pfn++) {
+			ld_dma_uncover(pfn, &ld_dma_found.handed);
+			cond_resched();
+		}
+		recent->ranges[i] = 0;
 	}
+}
+
+/* After the stop: what was about to be handed over. */
+void ld_handed_mark(void)
+{
+	mark(&by_devices);
+	mark(&by_programs);
 }
 
 void ld_handed_exit(void)
