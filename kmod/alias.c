@@ -13,6 +13,8 @@
  *				stack is protected
  *	vmalloc, modules,	protected at their leaves, but for stacks, the boot
  *	kernel image		CPU's idle task and what the module itself writes
+ *	tables of these		protected; of the image copied in the stop, of the others
+ *				what we write is taken off where they are read
  *
  * What stays writable and is not copied in the stop is known by page frame
  * (ld_uncovered), reported with a flag and counted.
@@ -152,6 +154,17 @@ found:
 	idle_task_pages[cpu].first = __pa(va) >> PAGE_SHIFT;
 	idle_task_pages[cpu].end = (__pa(va + sizeof(struct task_struct) - 1) >> PAGE_SHIFT) + 1;
 	return 0;
+}
+
+static bool touch(const struct ld_pfns *p, unsigned long first, unsigned long end)
+{
+	return p->first < end && p->end > first;
+}
+
+bool ld_hot_in_image(unsigned long pfn, unsigned long nr)
+{
+	return touch(&boot_stack, pfn, pfn + nr) || touch(&idle_task_pages[0], pfn, pfn + nr) ||
+	       touch(&online_count, pfn, pfn + nr);
 }
 
 int ld_alias_prepare(void)

@@ -125,6 +125,19 @@ static inline bool protect_entry(ld_entry *e, int level)
 	}
 }
 
+/*
+ * What an entry was in the stop, whatever has become of our marks since: nobody but us has written it, and
+ * only what was writable is protected.
+ */
+static inline ld_entry value_as_of_stop(ld_entry v)
+{
+	if (!(v & E_MANAGED))
+		return v;
+	if (v & E_DIRTY)
+		v |= _PAGE_DIRTY;
+	return (v & ~E_MARKS) | _PAGE_RW;
+}
+
 static inline ld_entry table_value(ld_entry *table)
 {
 	return __pa(table) | _KERNPG_TABLE;
@@ -226,6 +239,14 @@ int ld_window_open(void);
 void ld_window_close(void);
 
 /**
+ * ld_window_note_marks() - the table is one of which value_as_of_stop() holds
+ * @i: its place in the window
+ *
+ * Context: the stop.
+ */
+void ld_window_note_marks(int i);
+
+/**
  * ld_own_pages() - which pages are written by the fault path itself?
  * @va: the 2 MiB that are asked about begin here
  * @map: out, PT_ENTRIES bits: those of what ld_wp_add_own() was given are set
@@ -267,8 +288,8 @@ int ld_add_tables(const struct ld_va_range *r, int highest, ld_entry *table, int
 		  unsigned long base, int (*add)(unsigned long pfn));
 
 /**
- * ld_add_leaf_tables() - tell the tables of all ranges that are protected at their leaves, but
- * for those above the second level that nobody writes past the direct map
+ * ld_add_leaf_tables() - tell the tables of all ranges that are protected at their leaves that
+ * hold marks, and those that the processor may write
  * @add: as in ld_add_tables()
  *
  * Return: 0 or the error of @add.

@@ -30,7 +30,7 @@ static void look_at_words(const unsigned long *words, unsigned int n)
 	const unsigned long end = (unsigned long)pfn_to_page(ld_max_pfn);
 	unsigned int i;
 
-	if (ld_truth_spoils_in_flight())
+	if (ld_truth_skips("inflight"))
 		return;
 	for (i = 0; i < n; i++)
 		/* Perhaps of a member: lists link such. */

@@ -202,6 +202,16 @@ void ld_alias_arrive(int cpu);
 void ld_alias_copy(void);
 int ld_alias_copy_error(void);
 void ld_alias_release(void);
+/**
+ * ld_hot_in_image() - must any of these pages stay writable by its address in the kernel image?
+ * @pfn: the first of them
+ * @nr: how many
+ *
+ * Page tables in the image are hot, but what we write of them is written by its direct-map address.
+ *
+ * Context: any.
+ */
+bool ld_hot_in_image(unsigned long pfn, unsigned long nr);
 
 /* ---- wrprotect.c, plan.c, restore.c ---- */
 
@@ -262,6 +272,15 @@ void ld_page_set_class(unsigned long pfn, u32 class_id);
 void ld_page_force_class(unsigned long pfn, u32 class_id);
 bool ld_page_is_uncovered(unsigned long pfn, u32 class_id);
 u32 ld_page_class(unsigned long pfn);
+/**
+ * ld_window_take_marks_off() - make content of a page table what it was in the stop
+ * @pfn: the page that it is of; most are no such tables
+ * @content: of the page, or a part of it that begins and ends with an entry
+ * @n: its bytes
+ *
+ * Context: process context.
+ */
+void ld_window_take_marks_off(unsigned long pfn, void *content, size_t n);
 /* Copies n bytes at va, all on one page, as they were in the stop; false: they can't be read. */
 bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n);
 
@@ -538,7 +557,7 @@ void ld_truth_take(void);
 void ld_truth_reported(const struct livedump_page *d);
 void ld_truth_compare(const void *page, const struct livedump_page *d);
 bool ld_truth_spoils(const struct ld_va_range *r);
-bool ld_truth_spoils_in_flight(void);
+bool ld_truth_skips(const char *what);
 #else
 static inline bool ld_pretend(enum livedump_refusal why) { return false; }
 static inline void ld_truth_init(void) { }
@@ -548,7 +567,7 @@ static inline void ld_truth_take(void) { }
 static inline void ld_truth_reported(const struct livedump_page *d) { }
 static inline void ld_truth_compare(const void *page, const struct livedump_page *d) { }
 static inline bool ld_truth_spoils(const struct ld_va_range *r) { return false; }
-static inline bool ld_truth_spoils_in_flight(void) { return false; }
+static inline bool ld_truth_skips(const char *what) { return false; }
 #endif
 
 #endif /* _LIVEDUMP_H */

@@ -74,6 +74,9 @@ unsigned long *ld_hot, *ld_self, *ld_uncovered, *ld_tables;
 struct ld_counters ld_counters;
 
 static atomic_t *words;
+/* What is RAM, in order.  The stop asks about pages all over memory, whose words would have to be fetched. */
+static struct ld_ram_range { unsigned long first, end; } *ram;
+static unsigned int nr_ram, room_ram;
 static u32 excluded_classes;	/* bit per class */
 static bool keep;		/* content stays readable after it was reported */
 static bool acks;		/* ... until that is acknowledged */
@@ -120,7 +123,19 @@ static inline void *pfn_va(unsigned long pfn)
 
 bool ld_page_is_ram(unsigned long pfn)
 {
-	return pfn < ld_max_pfn && w_state((u32)atomic_read(&words[pfn])) != NOT_RAM;
+	unsigned int lo = 0, hi = nr_ram;
+
+	while (lo < hi) {
+		unsigned int mid = lo + (hi - lo) / 2;
+
+		if (pfn < ram[mid].first)
+			hi = mid;
+		else if (pfn >= ram[mid].end)
+			lo = mid + 1;
+		else
+			return true;
+	}
+	return false;
 }
 
 bool ld_class_excluded(u32 class_id)
@@ -306,7 +321,7 @@ void ld_page_trace(unsigned long pfn, enum ld_saved saved)
 /* Copies a page that is going to stay writable.  Its class is found out later. */
 int ld_page_copy_in_stop(unsigned long pfn)
 {
-	if (!ld_page_is_ram(pfn) || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
+	if (pfn >= ld_max_pfn || w_state((u32)atomic_read(&words[pfn])) != UNTOUCHED)
 		return 0;
 	return min(save_to_reserve(pfn, LD_FOR_STOP), 0);
 }
@@ -317,7 +332,7 @@ int ld_page_copy_in_stop(unsigned long pfn)
  */
 void ld_page_uncover(unsigned long pfn)
 {
-	if (ld_page_is_ram(pfn) && w_state((u32)atomic_read(&words[pfn])) == UNTOUCHED)
+	if (pfn < ld_max_pfn && w_state((u32)atomic_read(&words[pfn])) == UNTOUCHED)
 		set_bit(pfn, ld_uncovered);
 }
 
@@ -349,6 +364,8 @@ bool ld_read_as_of_stop(void *dst, unsigned long va, size_t n)
 	w = (u32)atomic_read(&words[pfn]);
 	if (w_state(w) == COPY)
 		memcpy(dst, ld_reserve_page(w_slot(w)) + offset_in_page(va), n);
+	if (IS_ALIGNED(va | n, sizeof(long)))
+		ld_window_take_marks_off(pfn, dst, n);
 	return w_state(w) == UNTOUCHED || w_state(w) == COPY;
 }
 
@@ -440,6 +457,7 @@ static bool report_copy(unsigned long pfn, u32 slot, void *dst, struct livedump_
 
 	if (wanted) {
 		memcpy(dst, ld_reserve_page(slot), PAGE_SIZE);
+		ld_window_take_marks_off(pfn, dst, PAGE_SIZE);
 		describe(out, pfn, class_id, LIVEDUMP_PAGE_COPY);
 	}
 	if (keep || (acks && wanted)) {
@@ -484,6 +502,7 @@ static bool report_swept(unsigned long pfn, void *dst, struct livedump_page *out
 		return false;		/* a fault saved it first: it is in the queue */
 	if (!was_protected && !test_and_set_bit(pfn, ld_uncovered))
 		atomic64_inc(&ld_counters.uncovered_late);
+	ld_window_take_marks_off(pfn, dst, PAGE_SIZE);
 	describe(out, pfn, class_id, 0);
 	return true;
 }
@@ -524,6 +543,7 @@ int ld_page_read(unsigned long pfn, void *dst)
 			atomic64_inc(&ld_counters.uncovered_late);
 		break;
 	}
+	ld_window_take_marks_off(pfn, dst, PAGE_SIZE);
 	d.class_id = w & W_CLASS_MASK;
 	d.flags = page_flags(pfn, d.class_id);
 	ld_truth_compare(dst, &d);
@@ -603,9 +623,15 @@ static int add_ram(struct resource *res, void *arg)
 	if (!arg) {
 		ld_max_pfn = max(ld_max_pfn, last);
 		ld_ram_pages += last - first;
+		room_ram++;
 		return 0;
 	}
-	for (pfn = first; pfn < last && pfn < ld_max_pfn; pfn++)
+	/* Memory may have been plugged in since. */
+	last = min(last, ld_max_pfn);
+	if (first >= last || nr_ram == room_ram)
+		return 0;
+	ram[nr_ram++] = (struct ld_ram_range){ first, last };
+	for (pfn = first; pfn < last; pfn++)
 		atomic_set(&words[pfn], 0);
 	return 0;
 }
@@ -688,6 +714,8 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 
 	ld_max_pfn = 0;
 	ld_ram_pages = 0;
+	nr_ram = 0;
+	room_ram = 0;
 	walk_ram(NULL);
 	if (!ld_ram_pages) {
 		pr_err("no System RAM found\n");
@@ -698,11 +726,12 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 	memset(&ld_counters, 0, sizeof(ld_counters));
 	map_bytes = BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
 	words = vmalloc(array_size(ld_max_pfn, sizeof(*words)));
+	ram = vmalloc(array_size(room_ram, sizeof(*ram)));
 	ld_hot = vzalloc(map_bytes);
 	ld_self = vzalloc(map_bytes);
 	ld_uncovered = vzalloc(map_bytes);
 	ld_tables = vzalloc(map_bytes);
-	if (!words || !ld_hot || !ld_self || !ld_uncovered || !ld_tables) {
+	if (!words || !ram || !ld_hot || !ld_self || !ld_uncovered || !ld_tables) {
 		ld_pages_release();
 		return -ENOMEM;
 	}
@@ -732,11 +761,14 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 void ld_pages_release(void)
 {
 	vfree(words);
+	nr_ram = 0;
+	vfree(ram);
 	vfree(ld_hot);
 	vfree(ld_self);
 	vfree(ld_uncovered);
 	vfree(ld_tables);
 	words = NULL;
+	ram = NULL;
 	ld_hot = NULL;
 	ld_self = NULL;
 	ld_uncovered = NULL;

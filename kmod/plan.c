@@ -167,9 +167,16 @@ static bool lacks_accessed(ld_entry v)
 	return (v & (_PAGE_PRESENT | _PAGE_ACCESSED)) == _PAGE_PRESENT;
 }
 
+/* The same for a leaf, of which it sets Dirty as well. */
+static inline bool lacks_hardware_bits(ld_entry v)
+{
+	return ~v & (v & _PAGE_RW ? _PAGE_ACCESSED | _PAGE_DIRTY : _PAGE_ACCESSED);
+}
+
 static bool eight_are_empty(const ld_entry *e)
 {
-	return !(READ_ONCE(e[0]) | READ_ONCE(e[1]) | READ_ONCE(e[2]) | READ_ONCE(e[3]) |
+	return !READ_ONCE(e[0]) &&
+	       !(READ_ONCE(e[1]) | READ_ONCE(e[2]) | READ_ONCE(e[3]) |
 		 READ_ONCE(e[4]) | READ_ONCE(e[5]) | READ_ONCE(e[6]) | READ_ONCE(e[7]));
 }
 
@@ -398,7 +405,9 @@ static bool like_a_stack(const ld_entry *table, int first)
 /* What is the same for all leaves of a table, and what has been found of it. */
 struct ld_leaves {
 	const struct ld_va_range *range;
+	int window;			/* the table's place there, or -1 */
 	bool writable_later;		/* the table, by the fault path */
+	bool processors;		/* the processor may write the table */
 	unsigned int changed;
 };
 
@@ -406,9 +415,17 @@ static void look_at_table(struct ld_leaves *l, const ld_entry *table)
 {
 	unsigned long pfn = __pa(table) >> PAGE_SHIFT;
 
+	l->window = ld_window_index(pfn);
 	/* One that has come since the plan could not be written later. */
-	l->writable_later = ld_window_index(pfn) >= 0 ||
+	l->writable_later = l->window >= 0 ||
 			    (pfn < ld_max_pfn && test_bit(pfn, ld_self));
+}
+
+static inline bool has_hot_leaf(const struct ld_leaves *l, unsigned long pfn, unsigned long nr)
+{
+	if (l->range == &ld_image)
+		return ld_hot_in_image(pfn, nr);
+	return nr == 1 ? test_bit(pfn, ld_hot) : any_hot(pfn, nr);
 }
 
 /* keep: it has to stay writable. */
@@ -417,17 +434,33 @@ static inline void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, in
 	unsigned long pfn = leaf_pfn(v, level), nr = level_size(level) >> PAGE_SHIFT;
 	unsigned long i;
 
+	l->processors |= lacks_hardware_bits(v);
 	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn)) {
 		ld_code_note(v, level, l->range);
 		return;		/* read-only, or a device */
 	}
-	if (keep || !l->writable_later || !(v & _PAGE_NX) ||
-	    (level == LEVEL_PTE ? test_bit(pfn, ld_hot) : any_hot(pfn, nr))) {
+	if (keep || !l->writable_later || !(v & _PAGE_NX) || has_hot_leaf(l, pfn, nr)) {
 		for (i = 0; i < nr; i++)
 			ld_page_uncover(pfn + i);
 		return;
 	}
 	l->changed += protect_entry(e, level);
+}
+
+/*
+ * Tables of the vmalloc area and of modules are not copied in the stop, though we write them: they
+ * may be many.  What we write can be taken off again where their content is read, for in these
+ * ranges no entry is replaced; the kernel's own changes come by the direct map, where a fault saves
+ * the page first.
+ */
+static void table_done(const struct ld_leaves *l, const ld_entry *table)
+{
+	unsigned long pfn = __pa(table) >> PAGE_SHIFT;
+
+	if (l->changed && l->window >= 0 && l->range != &ld_image)
+		ld_window_note_marks(l->window);
+	if (l->processors && pfn < ld_max_pfn)
+		ld_page_uncover(pfn);
 }
 
 static void protect_table(struct ld_leaves *l, ld_entry *table, const unsigned long *own)
@@ -452,6 +485,7 @@ static void protect_table(struct ld_leaves *l, ld_entry *table, const unsigned l
 				protect_leaf(l, &table[i], v, LEVEL_PTE, stack);
 		}
 	}
+	table_done(l, table);
 }
 
 static void protect_below(const struct ld_pmd_table *t, int i, ld_entry v)
@@ -468,6 +502,7 @@ static void protect_below(const struct ld_pmd_table *t, int i, ld_entry v)
 	if (is_leaf(v, LEVEL_PMD)) {
 		look_at_table(&l, t->table);
 		protect_leaf(&l, &t->table[i], v, LEVEL_PMD, !bitmap_empty(own, PT_ENTRIES));
+		table_done(&l, t->table);
 		atomic64_add(l.changed, &changed[LEVEL_PMD]);
 	} else {
 		protect_table(&l, child_table(v), own);
@@ -503,6 +538,8 @@ void ld_wp_protect_leaves(void)
 
 			if (!(v & _PAGE_PRESENT) || n++ != mine)
 				continue;
+			if (t->table && lacks_accessed(v))
+				ld_page_uncover(__pa(t->table) >> PAGE_SHIFT);
 			if (t->table)
 				protect_below(t, j, v);
 			else
@@ -523,7 +560,7 @@ static void split_hot_image(ld_entry *e, ld_entry v, int level, unsigned long va
 	struct ld_image_split *s = arg;
 
 	if (level == LEVEL_PMD && (v & _PAGE_RW) && !s->err &&
-	    any_hot(leaf_pfn(v, level), level_size(level) >> PAGE_SHIFT))
+	    ld_hot_in_image(leaf_pfn(v, level), level_size(level) >> PAGE_SHIFT))
 		s->err = split_for_plan(e, v, level, &s->split);
 }
 
@@ -531,7 +568,7 @@ static void split_hot_image(ld_entry *e, ld_entry v, int level, unsigned long va
  * A table above the second level holds nothing that is marked here.  The kernel writes it by the
  * direct map, where a fault saves it first, and the processor not at all if every entry has
  * Accessed, as those that the kernel makes do.  Entries that come between this look and the stop
- * are noticed there (sum_of()).
+ * are noticed there (sum_of(), table_done()).
  */
 int ld_add_leaf_tables(int (*add)(unsigned long pfn))
 {
@@ -581,10 +618,16 @@ int ld_wp_plan(void)
 	return note_tables();
 }
 
-/* Every page of the tables that get marks: as of the stop they have none. */
+/*
+ * The tables that are to be copied in the stop: those in which huge leaves may be split, and those
+ * that the processor may write.  As of the stop they have no marks.
+ */
 int ld_wp_add_tables(int (*add)(unsigned long pfn))
 {
-	return add_level_tables(add) ?: ld_add_leaf_tables(add);
+	return add_level_tables(add) ?:
+	       ld_add_tables(&ld_image, LEVEL_PMD, top_table(), top_level(), top_base(), add) ?:
+	       ld_add_tables(&ld_vmalloc, 0, top_table(), top_level(), top_base(), add) ?:
+	       ld_add_tables(&ld_modules, 0, top_table(), top_level(), top_base(), add);
 }
 
 #define PLAN_PIECE	64

@@ -12,8 +12,8 @@
  * Both stay after the session has ended, until the next one is prepared.
  *
  * The parameter leave_uncovered spoils the module on purpose, so that the test can show
- * that it would notice: the mappings of that range are left writable, or pages in flight are not
- * looked for, and nothing says so.
+ * that it would notice: the mappings of that range are left writable, pages in flight are not
+ * looked for, or marks are not taken off page tables, and nothing says so.
  */
 #include <linux/debugfs.h>
 #include <linux/mm.h>
@@ -68,7 +68,7 @@ static struct dentry *dir;
 
 static char *leave_uncovered = "";
 module_param(leave_uncovered, charp, 0644);
-MODULE_PARM_DESC(leave_uncovered, "Spoil: vmalloc, modules, image, vmemmap or inflight");
+MODULE_PARM_DESC(leave_uncovered, "Spoil: vmalloc, modules, image, vmemmap, inflight or marks");
 
 static unsigned int truth_keep_mib;
 module_param(truth_keep_mib, uint, 0644);
@@ -99,9 +99,9 @@ bool ld_truth_spoils(const struct ld_va_range *r)
 	       (r == &ld_vmemmap && sysfs_streq(leave_uncovered, "vmemmap"));
 }
 
-bool ld_truth_spoils_in_flight(void)
+bool ld_truth_skips(const char *what)
 {
-	return sysfs_streq(leave_uncovered, "inflight");
+	return sysfs_streq(leave_uncovered, what);
 }
 
 static inline u64 hash_step(u64 h, u64 w)

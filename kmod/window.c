@@ -79,6 +79,11 @@ static unsigned long *table_pfns;	/* sorted */
 static unsigned int nr_tables, room_tables;
 static void *tables_window;		/* table i is at page i */
 static unsigned int window_own;		/* nr_own without the window, if it is open */
+/*
+ * Table i had marks from the stop on, and is not copied in it.  By itself, for the stop writes it
+ * and reads the rest.
+ */
+static u8 *marked;
 
 int ld_window_index(unsigned long pfn)
 {
@@ -128,10 +133,29 @@ static int compare_pfns(const void *a, const void *b)
 
 	return x < y ? -1 : x > y;
 }
+
+void ld_window_note_marks(int i)
+{
+	WRITE_ONCE(marked[i], 1);
+}
+
+void ld_window_take_marks_off(unsigned long pfn, void *content, size_t n)
+{
+	int i = tables_window ? ld_window_index(pfn) : -1;
+	ld_entry *e = content;
+
+	if (i < 0 || !READ_ONCE(marked[i]) || ld_truth_skips("marks"))
+		return;
+	for (; n >= sizeof(*e); n -= sizeof(*e), e++)
+		*e = value_as_of_stop(*e);
+}
+
 void ld_window_close(void)
 {
 	vunmap(tables_window);
 	tables_window = NULL;
+	vfree(marked);
+	marked = NULL;
 	nr_tables = 0;
 	if (window_own)
 		nr_own = window_own;
@@ -165,10 +189,14 @@ int ld_window_open(void)
 		pages[i] = pfn_to_page(table_pfns[i]);
 	tables_window = vmap(pages, n, VM_MAP, PAGE_KERNEL);
 	vfree(pages);
-	if (!tables_window)
+	marked = vzalloc(n);
+	if (!tables_window || !marked) {
+		ld_window_close();
 		return -ENOMEM;
+	}
 	window_own = nr_own;
 	add_own(tables_window, (size_t)n * PAGE_SIZE);
+	add_own(marked, n);
 	return 0;
 }
 
