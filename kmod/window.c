@@ -51,25 +51,6 @@ void ld_own_pages(unsigned long va, unsigned long *map)
 	}
 }
 
-/* Before the stop, which passes over the module's own memory: it grows with RAM. */
-void ld_own_uncover(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < nr_own; i++) {
-		unsigned long va;
-
-		for (va = own[i].start; va < own[i].end; va += PAGE_SIZE) {
-			unsigned long pfn = ld_va_to_pfn(va);
-
-			if (pfn < ld_max_pfn)
-				ld_page_uncover(pfn);
-			if (!(va % PMD_SIZE))
-				cond_resched();
-		}
-	}
-}
-
 /*
  * The tables of the ranges that are protected at their leaves lie anywhere in
  * memory.  To leave them writable in the direct map would break it up into 4 KiB
@@ -84,6 +65,28 @@ static unsigned int window_own;		/* nr_own without the window, if it is open */
  * and reads the rest.
  */
 static u8 *marked;
+
+/* Before the stop, which passes over the module's own memory: it grows with RAM. */
+void ld_own_uncover(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_own; i++) {
+		unsigned long va;
+
+		/* Through the window nothing is written but marks. */
+		if (own[i].start == (unsigned long)tables_window)
+			continue;
+		for (va = own[i].start; va < own[i].end; va += PAGE_SIZE) {
+			unsigned long pfn = ld_va_to_pfn(va);
+
+			if (pfn < ld_max_pfn)
+				ld_page_uncover(pfn);
+			if (!(va % PMD_SIZE))
+				cond_resched();
+		}
+	}
+}
 
 int ld_window_index(unsigned long pfn)
 {
@@ -109,6 +112,7 @@ ld_entry *ld_writable(ld_entry *e)
 		return e;	/* hot, or a table of the reserve */
 	return tables_window + (unsigned long)i * PAGE_SIZE + offset_in_page(e);
 }
+
 static int add_table_pfn(unsigned long pfn)
 {
 	if (nr_tables == room_tables) {
