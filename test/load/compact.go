@@ -42,8 +42,8 @@ func compactRound(seed uint64, pages int) (err error) {
 		}
 	}()
 	// Single pages, so that there is something to bring together.
-	if err := unix.Madvise(m, unix.MADV_NOHUGEPAGE); err != nil {
-		return fmt.Errorf("madvise: %w", err)
+	if err := singlePages(m); err != nil {
+		return err
 	}
 	if err := stamp(m, seed); err != nil {
 		return err

@@ -103,8 +103,8 @@ func limitedPasses(seed string) error {
 		return fmt.Errorf("mmap: %w", err)
 	}
 	defer unix.Munmap(m)
-	if err := unix.Madvise(m, unix.MADV_NOHUGEPAGE); err != nil {
-		return fmt.Errorf("madvise: %w", err)
+	if err := singlePages(m); err != nil {
+		return err
 	}
 	for pass := range uint64(limitPasses) {
 		for at := 0; at < len(m); at += limitChunk * pageSize {
