@@ -156,17 +156,6 @@ found:
 	return 0;
 }
 
-static bool touch(const struct ld_pfns *p, unsigned long first, unsigned long end)
-{
-	return p->first < end && p->end > first;
-}
-
-bool ld_hot_in_image(unsigned long pfn, unsigned long nr)
-{
-	return touch(&boot_stack, pfn, pfn + nr) || touch(&idle_task_pages[0], pfn, pfn + nr) ||
-	       touch(&online_count, pfn, pfn + nr);
-}
-
 int ld_alias_prepare(void)
 {
 	int cpu, err;

@@ -202,16 +202,6 @@ void ld_alias_arrive(int cpu);
 void ld_alias_copy(void);
 int ld_alias_copy_error(void);
 void ld_alias_release(void);
-/**
- * ld_hot_in_image() - must any of these pages stay writable by its address in the kernel image?
- * @pfn: the first of them
- * @nr: how many
- *
- * Page tables in the image are hot, but what we write of them is written by its direct-map address.
- *
- * Context: any.
- */
-bool ld_hot_in_image(unsigned long pfn, unsigned long nr);
 
 /* ---- wrprotect.c, plan.c, restore.c ---- */
 
@@ -246,6 +236,8 @@ int ld_pages_prepare(u32 exclude, u64 flags);
 void ld_pages_release(void);
 u64 ld_pages_overhead(void);
 bool ld_page_is_ram(unsigned long pfn);
+/* The same; true: also the range of RAM that the page lies in. */
+bool ld_find_ram(unsigned long pfn, unsigned long *first, unsigned long *end);
 bool ld_class_excluded(u32 class_id);
 /**
  * enum ld_saved - what became of a page that had to be saved

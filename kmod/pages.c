@@ -121,21 +121,31 @@ static inline void *pfn_va(unsigned long pfn)
 	return __va((u64)pfn << PAGE_SHIFT);
 }
 
-bool ld_page_is_ram(unsigned long pfn)
+bool ld_find_ram(unsigned long pfn, unsigned long *first, unsigned long *end)
 {
 	unsigned int lo = 0, hi = nr_ram;
 
 	while (lo < hi) {
 		unsigned int mid = lo + (hi - lo) / 2;
 
-		if (pfn < ram[mid].first)
+		if (pfn < ram[mid].first) {
 			hi = mid;
-		else if (pfn >= ram[mid].end)
+		} else if (pfn >= ram[mid].end) {
 			lo = mid + 1;
-		else
+		} else {
+			*first = ram[mid].first;
+			*end = ram[mid].end;
 			return true;
+		}
 	}
 	return false;
+}
+
+bool ld_page_is_ram(unsigned long pfn)
+{
+	unsigned long first, end;
+
+	return ld_find_ram(pfn, &first, &end);
 }
 
 bool ld_class_excluded(u32 class_id)

@@ -408,6 +408,7 @@ struct ld_leaves {
 	int window;			/* the table's place there, or -1 */
 	bool writable_later;		/* the table, by the fault path */
 	bool processors;		/* the processor may write the table */
+	unsigned long ram_first, ram_end;	/* where the last page was found */
 	unsigned int changed;
 };
 
@@ -421,11 +422,11 @@ static void look_at_table(struct ld_leaves *l, const ld_entry *table)
 			    (pfn < ld_max_pfn && test_bit(pfn, ld_self));
 }
 
-static inline bool has_hot_leaf(const struct ld_leaves *l, unsigned long pfn, unsigned long nr)
+/* Neighbours in a table are neighbours in memory more often than not. */
+static inline bool is_ram(struct ld_leaves *l, unsigned long pfn)
 {
-	if (l->range == &ld_image)
-		return ld_hot_in_image(pfn, nr);
-	return nr == 1 ? test_bit(pfn, ld_hot) : any_hot(pfn, nr);
+	return (pfn >= l->ram_first && pfn < l->ram_end) ||
+	       ld_find_ram(pfn, &l->ram_first, &l->ram_end);
 }
 
 /* keep: it has to stay writable. */
@@ -435,11 +436,12 @@ static inline void protect_leaf(struct ld_leaves *l, ld_entry *e, ld_entry v, in
 	unsigned long i;
 
 	l->processors |= lacks_hardware_bits(v);
-	if (!(v & _PAGE_RW) || !ld_page_is_ram(pfn)) {
+	if (!(v & _PAGE_RW) || !is_ram(l, pfn)) {
 		ld_code_note(v, level, l->range);
 		return;		/* read-only, or a device */
 	}
-	if (keep || !l->writable_later || !(v & _PAGE_NX) || has_hot_leaf(l, pfn, nr)) {
+	if (keep || !l->writable_later || !(v & _PAGE_NX) ||
+	    (level == LEVEL_PTE ? test_bit(pfn, ld_hot) : any_hot(pfn, nr))) {
 		for (i = 0; i < nr; i++)
 			ld_page_uncover(pfn + i);
 		return;
@@ -560,7 +562,7 @@ static void split_hot_image(ld_entry *e, ld_entry v, int level, unsigned long va
 	struct ld_image_split *s = arg;
 
 	if (level == LEVEL_PMD && (v & _PAGE_RW) && !s->err &&
-	    ld_hot_in_image(leaf_pfn(v, level), level_size(level) >> PAGE_SHIFT))
+	    any_hot(leaf_pfn(v, level), level_size(level) >> PAGE_SHIFT))
 		s->err = split_for_plan(e, v, level, &s->split);
 }
 
