@@ -32,10 +32,9 @@ const (
 
 type options struct {
 	trial.Guest
-	out, bin, only string
-	cpus           int
-	seconds        uint
-	seed           uint64
+	only    string
+	seconds uint
+	seed    uint64
 }
 
 func main() {

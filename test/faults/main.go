@@ -28,9 +28,7 @@ const limit = 60 * time.Minute
 
 type options struct {
 	trial.Guest
-	out, bin string
-	cpus     int
-	only     *regexp.Regexp
+	only *regexp.Regexp
 }
 
 func main() {

@@ -31,8 +31,8 @@ const (
 
 type options struct {
 	trial.Guest
-	out, bin, load string
-	cpus, runs     int
+	load string
+	runs int
 }
 
 func main() {

@@ -40,9 +40,8 @@ func main() {
 // options are the command's flags.
 type options struct {
 	trial.Guest
-	cpu, out, bin string
-	cpus          int
-	short         bool
+	cpu   string
+	short bool
 }
 
 func run(ctx context.Context, o options) (err error) {

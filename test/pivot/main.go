@@ -47,10 +47,8 @@ const (
 
 type options struct {
 	trial.Guest
-	out, bin string
-	cpus     int
-	dumps    int
-	spoil    string
+	dumps int
+	spoil string
 }
 
 func main() {

@@ -34,9 +34,7 @@ const (
 
 type options struct {
 	trial.Guest
-	out, bin string
-	cpus     int
-	bench    bool
+	bench bool
 }
 
 func main() {

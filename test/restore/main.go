@@ -30,10 +30,8 @@ const limit = time.Hour
 
 type options struct {
 	trial.Guest
-	out, bin string
-	cpus     int
-	row      int
-	only     string
+	row  int
+	only string
 }
 
 func main() {

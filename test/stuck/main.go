@@ -38,8 +38,6 @@ const limit = 30 * time.Minute
 
 type options struct {
 	trial.Guest
-	out, bin string
-	cpus     int
 }
 
 func main() {
@@ -165,11 +163,11 @@ func (m *machine) restored(ctx context.Context, before guest.PageTables) error {
 
 // dumpStuck makes a dump of CPUs that are stuck, and stay so until the dump is complete on its target.
 func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
-	preemptOff, interruptsOff := m.cpus-2, m.cpus-1
+	preemptOff, interruptsOff := m.CPUs-2, m.CPUs-1
 	trial.Step("prepare a dump")
 	in = judge.Input{
-		Dump: filepath.Join(m.out, "dump.kdump"), Kernel: m.kernel, OutDir: m.out, Progress: trial.Step,
-		ModuleFiles: []string{filepath.Join(m.bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
+		Dump: filepath.Join(m.Out, "dump.kdump"), Kernel: m.kernel, OutDir: m.Out, Progress: trial.Step,
+		ModuleFiles: []string{filepath.Join(m.Bin, "kmod-test", m.kernel.Release, "livedump_stuck.ko")},
 		Expect:      judge.Expectation{Churn: 20, Modules: []string{"livedump", "livedump_stuck"}},
 	}
 	d, err := m.startDump(ctx, "--pause-at", string(engine.StepFreeze))
@@ -225,7 +223,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	}
 	trial.Step("frozen in %.1f ms: CPUs arrived after %.1f ms, in attempt %d",
 		float64(r.FreezeNS)/1e6, float64(r.RendezvousNS)/1e6, r.StopAttempts)
-	if r.CPUs != m.cpus || r.LostPages != 0 {
+	if r.CPUs != m.CPUs || r.LostPages != 0 {
 		return in, fmt.Errorf("registers of %d CPUs, %d pages lost", r.CPUs, r.LostPages)
 	}
 	return in, guestdump.CopyOff(ctx, m.image, in.Dump, r)
@@ -350,7 +348,7 @@ func (m *machine) startDumpOn(ctx context.Context, mask string, flags ...string)
 	if mask != "" {
 		argv = []string{"taskset", mask}
 	}
-	log, err := os.OpenFile(filepath.Join(m.out, "agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(filepath.Join(m.Out, "agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}

@@ -35,18 +35,17 @@ const limit = 90 * time.Minute
 // options are the command's flags.
 type options struct {
 	trial.Guest
-	cpu, out, bin string
-	cpus          int
-	nodes         int
-	shipped       bool
-	loads         []string
-	bites         []string
-	dumps         int
-	level         uint
-	keepMiB       int
-	words         []string
-	kill          string
-	iommu         bool
+	cpu     string
+	nodes   int
+	shipped bool
+	loads   []string
+	bites   []string
+	dumps   int
+	level   uint
+	keepMiB int
+	words   []string
+	kill    string
+	iommu   bool
 }
 
 // names splits a list; empty elements are none.

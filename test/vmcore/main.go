@@ -28,9 +28,8 @@ const limit = 45 * time.Minute
 // options are the command's flags.
 type options struct {
 	trial.Guest
-	cpu, out, bin string
-	cpus          int
-	short         bool
+	cpu   string
+	short bool
 }
 
 // Report is what vmcore.json holds.
