@@ -32,17 +32,17 @@ static unsigned long *floors;	/* what each node must be able to give after all t
 /* ---- how many ---- */
 
 /*
- * What a node could give without reclaiming more than half of its page cache, in the
- * manner of si_mem_available().
+ * What a node could give the kernel without reclaiming more than half of its page cache, in the
+ * manner of si_mem_available().  But what lies in the movable zone is none of it: the kernel can't
+ * have that, however much there is, and would be out of memory beside it.
  */
 static unsigned long node_available(int nid)
 {
 	pg_data_t *node = NODE_DATA(nid);
-	unsigned long pages, cache;
+	unsigned long pages = 0, cache = 0;
 	int i;
 
-	pages = 0;
-	for (i = 0; i < MAX_NR_ZONES; i++) {
+	for (i = 0; i < ZONE_MOVABLE; i++) {
 		struct zone *z = &node->node_zones[i];
 		unsigned long in_zone, keep;
 
@@ -51,15 +51,20 @@ static unsigned long node_available(int nid)
 		in_zone = zone_page_state(z, NR_FREE_PAGES);
 		keep = high_wmark_pages(z);
 		pages += in_zone > keep ? in_zone - keep : 0;
+		cache += zone_page_state(z, NR_ZONE_ACTIVE_FILE) +
+			 zone_page_state(z, NR_ZONE_INACTIVE_FILE);
 	}
-	cache = max(atomic_long_read(&node->vm_stat[NR_ACTIVE_FILE]) +
-		    atomic_long_read(&node->vm_stat[NR_INACTIVE_FILE]), 0L);
 	return pages + cache / 2;
 }
 
 static u64 available(void)
 {
-	return max(si_mem_available(), 0L);
+	u64 pages = 0;
+	int nid;
+
+	for_each_online_node(nid)
+		pages += node_available(nid);
+	return min_t(u64, pages, max(si_mem_available(), 0L));
 }
 
 /* The copies of the stop: per-CPU areas, tables, the used parts of all stacks. */

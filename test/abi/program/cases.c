@@ -1019,6 +1019,52 @@ static int memory_block(const char *block, const char *state)
 	return err;
 }
 
+/* Free pages of the zones that the kernel can allocate from. */
+static unsigned long kernel_free(void)
+{
+	FILE *f = fopen("/proc/zoneinfo", "r");
+	unsigned long sum = 0, n;
+	char line[256], zone[32] = "";
+
+	while (f && fgets(line, sizeof(line), f)) {
+		int node;
+
+		if (sscanf(line, "Node %d, zone %31s", &node, zone) == 2)
+			continue;
+		if (sscanf(line, " pages free %lu", &n) == 1 && strcmp(zone, "Movable") &&
+		    strcmp(zone, "Device"))
+			sum += n;
+	}
+	if (f)
+		fclose(f);
+	if (!sum)
+		fail("/proc/zoneinfo does not say what is free");
+	return sum;
+}
+
+/*
+ * However large a reserve is asked for, the kernel keeps half of what it can have: memory of the
+ * movable zone, with which the guest is booted, does not count.
+ */
+static void movable_memory(void)
+{
+	const unsigned long slack = (32 << 20) / 4096;	/* the module's tables */
+	unsigned long before = kernel_free(), after;
+	struct livedump_prepare p;
+	int fd = open_device(), err;
+
+	fill_prepare(&p, "movable");
+	p.reserve_bytes = 1ULL << 40;
+	err = call(fd, LIVEDUMP_IOC_PREPARE, &p);
+	after = kernel_free();
+	close(fd);
+	if (err)
+		fail("PREPARE: %s", strerror(err));
+	if (after + slack < before / 2)
+		fail("%lu pages were free for the kernel, and %lu are while a session is prepared", before, after);
+	say("case: of %lu pages that were free for the kernel %lu still are", before, after);
+}
+
 static void memory_hotplug(void)
 {
 	DIR *dir = opendir("/sys/devices/system/memory");
@@ -1153,7 +1199,7 @@ int run_cases(const char *only)
 		{ "no grace", no_grace }, { "takeover", take_over }, { "acknowledged", acknowledged },
 		{ "deadlines", deadlines },
 		{ "32-bit calls", compat }, { "CPU hotplug", cpu_hotplug },
-		{ "memory hotplug", memory_hotplug }, { "suspend", suspend },
+		{ "movable memory", movable_memory }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
 	};
 	int failed = 0, ran = 0;
 	size_t i;
