@@ -109,7 +109,8 @@ static inline u64 hash_step(u64 h, u64 w)
 	return (h ^ w ^ (h >> 29)) * 0x100000001b3ULL;
 }
 
-static void hash_page(const void *p, u64 *plain, u64 *unaccessed)
+/* It reads all memory, that of freed objects as well, which KASAN would report. */
+static void __no_sanitize_address hash_page(const void *p, u64 *plain, u64 *unaccessed)
 {
 	const u64 *w = p;
 	u64 a = 0xcbf29ce484222325ULL, b = a;
@@ -250,8 +251,9 @@ static void note_page(unsigned long pfn)
 	/* What is left out by default is not what one wants to look at. */
 	if (nr_kept < room_kept && t->refcount && !PageLRU(page) &&
 	    !((unsigned long)page->mapping & LD_MAPPING_ANON) && !test_bit(pfn, ld_self)) {
-		memcpy(content + nr_kept * PAGE_SIZE, va, PAGE_SIZE);
-		t->kept = ++nr_kept;
+		/* Not memcpy(), for the same reason. */
+		if (ld_copy_page_safe(content + nr_kept * PAGE_SIZE, va))
+			t->kept = ++nr_kept;
 	}
 }
 
