@@ -126,8 +126,8 @@ static inline bool protect_entry(ld_entry *e, int level)
 }
 
 /*
- * What an entry was in the stop, whatever has become of our marks since: nobody but us has written it, and
- * only what was writable is protected.
+ * What an entry was in the stop, whatever has become of our marks since: nobody but us has
+ * written it, and only what was writable is protected.
  */
 static inline ld_entry value_as_of_stop(ld_entry v)
 {

@@ -58,7 +58,13 @@ static void hand_pages(struct recent *recent, unsigned long pfn, unsigned long n
 
 		WRITE_ONCE(recent->ranges[i % RECENT_MAX],
 			   pfn << RANGE_SHIFT | min(n, RANGE_MAX));
-		return;
+		/*
+		 * If the stop came in between, the range may be too late for those who look
+		 * for it: then the pages are saved.  Same CPU, so program order will do.
+		 */
+		barrier();
+		if (!READ_ONCE(ld_watch_frozen))
+			return;
 	}
 	for (; n; n--, pfn++)
 		if (!ld_pages_need_no_copy(pfn, 1))

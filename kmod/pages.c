@@ -74,7 +74,10 @@ unsigned long *ld_hot, *ld_self, *ld_uncovered, *ld_tables;
 struct ld_counters ld_counters;
 
 static atomic_t *words;
-/* What is RAM, in order.  The stop asks about pages all over memory, whose words would have to be fetched. */
+/*
+ * What is RAM, in order.  The stop asks about pages all over memory, whose words would have to be
+ * fetched.
+ */
 static struct ld_ram_range { unsigned long first, end; } *ram;
 static unsigned int nr_ram, room_ram;
 static u32 excluded_classes;	/* bit per class */
