@@ -322,11 +322,8 @@ func (b *Bench) killedAgent(ctx context.Context) error {
 	if err := b.AwaitWorkload(ctx, counts); err != nil {
 		return err
 	}
-	dump, err := b.AwaitEnd(ctx, "agent-killed")
+	dump, err := b.AwaitSuccess(ctx, "agent-killed")
 	if err != nil {
-		return err
-	}
-	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
 	captured := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionCaptured)

@@ -76,11 +76,8 @@ func (b *Bench) fetch(ctx context.Context) error {
 	if _, err := b.Kubectl(ctx, strings.NewReader(fetcherRole), "apply", "-f", "-"); err != nil {
 		return err
 	}
-	dump, err := b.AwaitEnd(ctx, name)
+	dump, err := b.AwaitSuccess(ctx, name)
 	if err != nil {
-		return err
-	}
-	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
 	if dump.Status.Result.Encryption != "age" {

@@ -29,6 +29,15 @@ func (b *Bench) Get(ctx context.Context, name string) (*livedumpv1alpha1.LiveDum
 	return &dump, nil
 }
 
+// AwaitSuccess is AwaitEnd for a LiveDump that must succeed.
+func (b *Bench) AwaitSuccess(ctx context.Context, name string) (*livedumpv1alpha1.LiveDump, error) {
+	dump, err := b.AwaitEnd(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return dump, ExpectSucceeded(dump)
+}
+
 // AwaitEnd follows a LiveDump, printing what changes, until its condition
 // Succeeded is True or False.
 func (b *Bench) AwaitEnd(ctx context.Context, name string) (*livedumpv1alpha1.LiveDump, error) {

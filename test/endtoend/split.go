@@ -37,11 +37,8 @@ func (b *Bench) split(ctx context.Context) (err error) {
 	if err := b.createSplit(ctx, name, secondClaim, nil); err != nil {
 		return err
 	}
-	dump, err := b.AwaitEnd(ctx, name)
+	dump, err := b.AwaitSuccess(ctx, name)
 	if err != nil {
-		return err
-	}
-	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
 	before, after, err := observer.around(ctx, dump)

@@ -89,11 +89,8 @@ func (b *Bench) stuckKubelet(ctx context.Context) (err error) {
 	if err := b.create(ctx, name, NodeName, ClaimName); err != nil {
 		return err
 	}
-	dump, err := b.AwaitEnd(ctx, name)
+	dump, err := b.AwaitSuccess(ctx, name)
 	if err != nil {
-		return err
-	}
-	if err := ExpectSucceeded(dump); err != nil {
 		return err
 	}
 	if c := apimeta.FindStatusCondition(dump.Status.Conditions, livedumpv1alpha1.ConditionTargetReady); c == nil || c.Reason != livedumpv1alpha1.ReasonAttachedDirectly {
