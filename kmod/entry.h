@@ -10,10 +10,16 @@
 #include <asm/pgtable.h>
 #include "livedump.h"
 
-#define E_MANAGED	_PAGE_SOFTW1
-#define E_DIRTY		_PAGE_SOFTW2
-#define E_RELEASED	_PAGE_SOFTW3
-#define E_MARKS		(E_MANAGED | E_DIRTY | E_RELEASED)
+/*
+ * The marks: two of the bits that the processor leaves to software, for four states (wrprotect.c).
+ * The kernel uses both in page tables of processes only, for userfaultfd and, in older series, DAX.
+ * Of the others SOFTW1 is in what vmap_pfn() maps, SOFTW3 since 6.15 in what set_memory_4k() was
+ * called for, and SOFTW5, where there is one, stands for Dirty.
+ */
+#define E_PROTECTED	(1UL << _PAGE_BIT_SOFTW2)
+#define E_RELEASED	(1UL << _PAGE_BIT_SOFTW4)	/* without E_PROTECTED */
+#define E_DIRTY		E_RELEASED			/* with it */
+#define E_MARKS		(E_PROTECTED | E_RELEASED)
 
 #define PT_ENTRIES	512
 #define LEVEL_PTE	1
@@ -86,13 +92,13 @@ static inline bool any_hot(unsigned long pfn, unsigned long nr)
 
 static inline bool is_protected(ld_entry v)
 {
-	return (v & (E_MANAGED | E_RELEASED)) == E_MANAGED;
+	return v & E_PROTECTED;
 }
 
 /* What a writable entry becomes when it is protected. */
 static inline ld_entry protected_value(ld_entry v, bool leaf)
 {
-	ld_entry n = (v & ~_PAGE_RW) | E_MANAGED;
+	ld_entry n = (v & ~_PAGE_RW) | E_PROTECTED;
 
 	/* With shadow stacks, a leaf that is Dirty but not writable counts as writable. */
 	if (leaf && (v & _PAGE_DIRTY))
@@ -116,7 +122,7 @@ static inline bool protect_entry(ld_entry *e, int level)
 		ld_entry was;
 
 		if ((v & (_PAGE_PRESENT | _PAGE_RW)) != (_PAGE_PRESENT | _PAGE_RW) ||
-		    (v & E_MANAGED))
+		    (v & E_MARKS))
 			return false;
 		was = cmpxchg(e, v, protected_value(v, is_leaf(v, level)));
 		if (was == v)
@@ -131,9 +137,10 @@ static inline bool protect_entry(ld_entry *e, int level)
  */
 static inline ld_entry value_as_of_stop(ld_entry v)
 {
-	if (!(v & E_MANAGED))
+	if (!(v & _PAGE_PRESENT) || !(v & E_MARKS))
 		return v;
-	if (v & E_DIRTY)
+	/* When it was released, Dirty was put back. */
+	if (is_protected(v) && (v & E_DIRTY))
 		v |= _PAGE_DIRTY;
 	return (v & ~E_MARKS) | _PAGE_RW;
 }
@@ -323,12 +330,26 @@ int ld_restore_prepare(void);
 void ld_restore_release(void);
 
 /**
- * ld_count_marks() - count the entries that have one of our marks
+ * struct ld_marked - entries that have one of our marks
+ * @count: how many
+ * @range: name of the range of the first
+ * @flags: of the first: the entry without the address in it
+ * @level: of the first
+ */
+struct ld_marked {
+	unsigned long count;
+	const char *range;
+	ld_entry flags;
+	int level;
+};
+
+/**
+ * ld_find_marks() - look for entries that have one of our marks
  *
  * Context: process context, while nothing is protected.
- * Return: how many; before PREPARE anything but 0 means that somebody else uses the bits.
+ * Return: what there is; before PREPARE any means that somebody else uses the bits.
  */
-unsigned long ld_count_marks(void);
+struct ld_marked ld_find_marks(void);
 void ld_code_note(ld_entry v, int level, const struct ld_va_range *r);
 void ld_code_let_through(ld_entry *e, ld_entry v, int level);
 

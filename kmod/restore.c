@@ -68,10 +68,34 @@ static void for_each_marked_range(ld_entry_fn fn, void *arg)
 	ld_for_each_leaf(&ld_modules, fn, arg);
 }
 
-static void count_marks(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
+static void note_mark(ld_entry *e, ld_entry v, int level, unsigned long va, void *arg)
 {
-	if (v & E_MARKS)
-		++*(unsigned long *)arg;
+	static const struct {
+		const struct ld_va_range *range;
+		const char *name;
+	} ranges[] = {
+		{ &ld_direct_map, "direct map" }, { &ld_vmemmap, "vmemmap" },
+		{ &ld_image, "kernel image" }, { &ld_vmalloc, "vmalloc area" },
+		{ &ld_modules, "module area" },
+	};
+	struct ld_marked *m = arg;
+	int i;
+
+	if (!(v & E_MARKS) || m->count++)
+		return;
+	m->level = level;
+	m->flags = v & ~PTE_PFN_MASK;
+	for (i = 0; i < ARRAY_SIZE(ranges); i++)
+		if (entry_touches(ranges[i].range, va, level))
+			m->range = ranges[i].name;
+}
+
+struct ld_marked ld_find_marks(void)
+{
+	struct ld_marked m = { 0 };
+
+	for_each_marked_range(note_mark, &m);
+	return m;
 }
 
 /*
@@ -91,11 +115,12 @@ static void unmark(ld_entry *e, ld_entry v, int level, unsigned long va, void *a
 		ld_entry n = v & ~E_MARKS;
 		ld_entry was;
 
-		/* In a released entry RW is the kernel's business again. */
-		if (is_protected(v) && !made_executable(v, level, va))
+		/* In a released entry RW and Dirty are the kernel's business again. */
+		if (is_protected(v) && !made_executable(v, level, va)) {
 			n |= _PAGE_RW;
-		if ((v & E_DIRTY) && (n & _PAGE_RW))
-			n |= _PAGE_DIRTY;
+			if (v & E_DIRTY)
+				n |= _PAGE_DIRTY;
+		}
 		was = cmpxchg(e, v, n);
 		if (was == v) {
 			++*(unsigned long *)arg;
@@ -370,14 +395,6 @@ void ld_wp_restore(void)
 
 	ld_wp_unhook();
 	pr_debug("restored in %d passes\n", passes);
-}
-
-unsigned long ld_count_marks(void)
-{
-	unsigned long marks = 0;
-
-	for_each_marked_range(count_marks, &marks);
-	return marks;
 }
 
 int ld_restore_prepare(void)

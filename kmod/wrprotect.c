@@ -16,11 +16,13 @@
  * Entries of level 2 that point to tables are never protected: generic code takes
  * such an entry for bad and may wipe it.
  *
- * States of an entry, in three of its software bits (MANAGED, DIRTY, RELEASED):
+ * States of an entry, in two of its software bits, PROTECTED and one that with it is DIRTY and
+ * alone is RELEASED:
  *
- *	untouched	M=0		as the kernel left it
- *	protected	M=1 R=0 RW=0	ours; D remembers the hardware's Dirty bit
- *	released	M=1 R=1 RW=1	writable again, never to be protected again
+ *	untouched	P=0 D/R=0	as the kernel left it
+ *	protected	P=1 D/R=0, RW=0	ours
+ *	protected	P=1 D/R=1, RW=0	ours, and the hardware's Dirty bit was set
+ *	released	P=0 D/R=1, RW=1	writable again, never to be protected again
  *
  * Transitions are untouched -> protected -> released, each a cmpxchg that starts
  * from the state it expects, so they can be repeated by any number of CPUs, and
@@ -123,7 +125,7 @@ static void release_entry(ld_entry *e)
 	v = READ_ONCE(*e);
 
 	while ((v & _PAGE_PRESENT) && is_protected(v)) {
-		ld_entry n = v | _PAGE_RW | E_RELEASED;
+		ld_entry n = (v & ~E_PROTECTED) | _PAGE_RW | E_RELEASED;
 		ld_entry was;
 
 		if (v & E_DIRTY)
@@ -327,7 +329,7 @@ static void find_tracepoint(struct tracepoint *tp, void *arg)
 
 int ld_wp_prepare(void)
 {
-	unsigned long marks;
+	struct ld_marked marked;
 	int err;
 
 	fault_tp = NULL;
@@ -336,9 +338,13 @@ int ld_wp_prepare(void)
 		pr_err("this kernel has no tracepoint exceptions:page_fault_kernel\n");
 		return ld_refuse(LIVEDUMP_REFUSAL_TRACEPOINT, -EOPNOTSUPP);
 	}
-	marks = ld_count_marks();
-	if (marks || ld_pretend(LIVEDUMP_REFUSAL_ENTRY_BITS)) {
-		pr_err("%lu page-table entries use the software bits that livedump needs\n", marks);
+	marked = ld_find_marks();
+	if (marked.count || ld_pretend(LIVEDUMP_REFUSAL_ENTRY_BITS)) {
+		pr_err("%lu page-table entries use the software bits that livedump needs\n",
+		       marked.count);
+		if (marked.count)
+			pr_err("the first is in the %s, of level %d, with flags %#lx\n",
+			       marked.range, marked.level, marked.flags);
 		return ld_refuse(LIVEDUMP_REFUSAL_ENTRY_BITS, -EOPNOTSUPP);
 	}
 	err = ld_restore_prepare();

@@ -26,6 +26,7 @@ const (
 	guestModule       = "/opt/livedump.ko"
 	guestInstrumented = "/opt/livedump-instrumented.ko"
 	guestPGTables     = "/opt/livedump_pgtables.ko"
+	guestSoftbits     = "/opt/livedump_softbits.ko" // the guest's program loads it
 	guestProgram      = "/opt/abi"
 	guestKernel       = "/opt/vmlinuz"
 )
@@ -94,6 +95,7 @@ func (t *test) boot(ctx context.Context, name string, words []string, files ...g
 			guest.File{Path: guestModule, Source: module("kmod", "livedump.ko")},
 			guest.File{Path: guestInstrumented, Source: module("kmod-instrumented", "livedump.ko")},
 			guest.File{Path: guestPGTables, Source: module("kmod-test", "livedump_pgtables.ko")},
+			guest.File{Path: guestSoftbits, Source: module("kmod-test", "livedump_softbits.ko")},
 			guest.File{Path: guestProgram, Source: filepath.Join(t.o.Bin, "test/abi"), Mode: 0o755}),
 	})
 	return err

@@ -197,8 +197,8 @@ func (b *bench) tables(ctx context.Context) (guest.PageTables, error) {
 	return b.guest.SettledPageTables(ctx)
 }
 
-// softwareBits of an entry mark what a session has changed.
-const softwareBits = 7 << 9
+// softwareBits of an entry mark what a session has changed: SOFTW2, and SOFTW4, which is bit 58 up to Linux 6.5 and 57 since.
+const softwareBits = 1<<10 | 1<<57 | 1<<58
 
 // changes is what a load makes the kernel itself do to its page tables.
 type changes int

@@ -1065,6 +1065,60 @@ static void movable_memory(void)
 	say("case: of %lu pages that were free for the kernel %lu still are", before, after);
 }
 
+#define SOFTBITS	"/opt/livedump_softbits.ko"
+#define SOFTBITS_ENTRY	"/sys/module/livedump_softbits/parameters/entry"
+
+static void entry_flags(char *flags, size_t size)
+{
+	FILE *f = fopen(SOFTBITS_ENTRY, "r");
+
+	if (!f || !fgets(flags, size, f))
+		fail(SOFTBITS_ENTRY ": %s", strerror(errno));
+	fclose(f);
+}
+
+/*
+ * Entries with each of the software bits.  The kernel sets SOFTW3 for the first page of RAM, since 6.15, and
+ * SOFTW1 for what a graphics driver maps: such a machine can be dumped, and keeps
+ * them.  The other two are the module's own: found in use, they are a refusal.
+ */
+static void software_bits(void)
+{
+	unsigned int number;
+
+	for (number = 1; number <= 4; number++) {
+		bool refused = number == 2 || number == 4;
+		int module = open(SOFTBITS, O_RDONLY | O_CLOEXEC), fd = open_device();
+		char word[16], before[32], after[32];
+		struct livedump_prepare p;
+		struct livedump_freeze f;
+
+		snprintf(word, sizeof(word), "number=%u", number);
+		if (module < 0 || syscall(SYS_finit_module, module, word, 0))
+			fail(SOFTBITS " %s: %s", word, strerror(errno));
+		close(module);
+		entry_flags(before, sizeof(before));
+		fill_prepare(&p, "bits");
+		if (refused) {
+			EXPECT(call(fd, LIVEDUMP_IOC_PREPARE, &p), EOPNOTSUPP);
+			EXPECT(p.refusal, LIVEDUMP_REFUSAL_ENTRY_BITS);
+		} else {
+			prepare(fd, &p);
+			freeze(fd, &f);
+			entry_flags(after, sizeof(after));
+			if (!strcmp(before, after))
+				fail("the entry with SOFTW%u was not protected: %s", number, after);
+			thaw(fd);
+		}
+		close(fd);
+		entry_flags(after, sizeof(after));
+		if (strcmp(before, after))
+			fail("flags of the entry with SOFTW%u were %s, and are %s", number, before, after);
+		if (syscall(SYS_delete_module, "livedump_softbits", O_NONBLOCK))
+			fail("unload " SOFTBITS ": %s", strerror(errno));
+	}
+}
+
 static void memory_hotplug(void)
 {
 	DIR *dir = opendir("/sys/devices/system/memory");
@@ -1199,7 +1253,8 @@ int run_cases(const char *only)
 		{ "no grace", no_grace }, { "takeover", take_over }, { "acknowledged", acknowledged },
 		{ "deadlines", deadlines },
 		{ "32-bit calls", compat }, { "CPU hotplug", cpu_hotplug },
-		{ "movable memory", movable_memory }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
+		{ "movable memory", movable_memory },
+		{ "software bits", software_bits }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
 	};
 	int failed = 0, ran = 0;
 	size_t i;
