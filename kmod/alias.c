@@ -196,7 +196,7 @@ static int add_stop_pfn(unsigned long pfn)
 {
 	if (nr_stop_pfns == room_stop_pfns) {
 		unsigned long room = room_stop_pfns ? room_stop_pfns * 2 : 4096;
-		unsigned long *n = vmalloc(array_size(room, sizeof(*n)));
+		unsigned long *n = ld_alloc(array_size(room, sizeof(*n)));
 
 		if (!n)
 			return -ENOMEM;

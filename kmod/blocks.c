@@ -165,8 +165,8 @@ static int compare_blocks(const void *a, const void *b)
 static int rank_blocks(struct ld_block *blocks, u32 nr)
 {
 	u32 n = (ld_max_pfn >> LD_GIB_ORDER) + 1, i;
-	struct ld_gib *gibs = vzalloc(array_size(n, sizeof(*gibs)));
-	u32 *rank = vzalloc(array_size(n, sizeof(*rank)));
+	struct ld_gib *gibs = ld_zalloc(array_size(n, sizeof(*gibs)));
+	u32 *rank = ld_zalloc(array_size(n, sizeof(*rank)));
 
 	if (!gibs || !rank) {
 		vfree(gibs);
@@ -215,7 +215,7 @@ static int add_packed(int nid, u64 want)
 	most = min_t(u64, 2 * want, max(want, spare));
 	if (want < BIT(LD_MAX_ORDER))
 		return 0;
-	blocks = vmalloc(array_size((most >> LD_MAX_ORDER) + 1, sizeof(*blocks)));
+	blocks = ld_alloc(array_size((most >> LD_MAX_ORDER) + 1, sizeof(*blocks)));
 	if (!blocks)
 		return -ENOMEM;
 	gather_blocks(nid, most, blocks, &nr);

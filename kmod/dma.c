@@ -455,8 +455,8 @@ int ld_dma_prepare(void)
 	const size_t ring_bytes = RINGS_MAX * sizeof(*rings);
 	const size_t seen_bytes = ENTRIES_MAX * sizeof(*seen);
 
-	rings = vzalloc(ring_bytes);
-	seen = vzalloc(seen_bytes);
+	rings = ld_zalloc(ring_bytes);
+	seen = ld_zalloc(seen_bytes);
 	if (!rings || !seen)
 		return -ENOMEM;
 	ld_wp_add_own(rings, ring_bytes);

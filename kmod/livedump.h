@@ -45,6 +45,7 @@
 #include <linux/cpumask.h>
 #include <linux/mm.h>
 #include <linux/types.h>
+#include <linux/vmalloc.h>
 #include <uapi/livedump.h>
 
 #define LD_NO_SLOT	U32_MAX
@@ -72,6 +73,20 @@ struct ld_counters {
 };
 
 extern struct ld_counters ld_counters;
+
+/*
+ * Memory of the session, some of which grows with RAM: a gigabyte of it for a terabyte.  Where there is not
+ * as much, PREPARE fails; the kernel does not kill a process to make room.
+ */
+static inline void *ld_alloc(size_t size)
+{
+	return __vmalloc(size, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
+}
+
+static inline void *ld_zalloc(size_t size)
+{
+	return __vmalloc(size, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN | __GFP_ZERO);
+}
 
 /* ---- session.c ---- */
 

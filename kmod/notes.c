@@ -106,8 +106,8 @@ static void copy_vmcoreinfo(void)
 int ld_notes_prepare(void)
 {
 	cpumask_clear(&captured);
-	cpu_regs = vzalloc(array_size(nr_cpu_ids, sizeof(*cpu_regs)));
-	info = vzalloc(INFO_MAX);
+	cpu_regs = ld_zalloc(array_size(nr_cpu_ids, sizeof(*cpu_regs)));
+	info = ld_zalloc(INFO_MAX);
 	if (!cpu_regs || !info)
 		return -ENOMEM;
 	copy_vmcoreinfo();

@@ -738,12 +738,12 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 	acks = flags & LIVEDUMP_PREPARE_ACK;
 	memset(&ld_counters, 0, sizeof(ld_counters));
 	map_bytes = BITS_TO_LONGS(ld_max_pfn) * sizeof(long);
-	words = vmalloc(array_size(ld_max_pfn, sizeof(*words)));
-	ram = vmalloc(array_size(room_ram, sizeof(*ram)));
-	ld_hot = vzalloc(map_bytes);
-	ld_self = vzalloc(map_bytes);
-	ld_uncovered = vzalloc(map_bytes);
-	ld_tables = vzalloc(map_bytes);
+	words = ld_alloc(array_size(ld_max_pfn, sizeof(*words)));
+	ram = ld_alloc(array_size(room_ram, sizeof(*ram)));
+	ld_hot = ld_zalloc(map_bytes);
+	ld_self = ld_zalloc(map_bytes);
+	ld_uncovered = ld_zalloc(map_bytes);
+	ld_tables = ld_zalloc(map_bytes);
 	if (!words || !ram || !ld_hot || !ld_self || !ld_uncovered || !ld_tables) {
 		ld_pages_release();
 		return -ENOMEM;

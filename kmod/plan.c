@@ -48,7 +48,7 @@ static void *grow(void *old, unsigned int n, unsigned int *room, size_t size)
 
 	if (n < *room)
 		return old;
-	new = vmalloc(array_size(wider, size));
+	new = ld_alloc(array_size(wider, size));
 	if (!new)
 		return NULL;
 	if (n)

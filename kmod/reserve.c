@@ -366,7 +366,7 @@ static int alloc_memory(u64 want)
 	size_t order_bytes = nr_node_ids * nr_node_ids * sizeof(*node_order);
 
 	memory_bytes = slot_bytes + stack_bytes + order_bytes + nr_cpu_ids * sizeof(*node_of_cpu);
-	memory = vzalloc(memory_bytes);
+	memory = ld_zalloc(memory_bytes);
 	if (!memory)
 		return -ENOMEM;
 	slots = memory;

@@ -399,10 +399,10 @@ void ld_wp_restore(void)
 
 int ld_restore_prepare(void)
 {
-	joins_room = vmalloc(array_size(JOINS_AT_ONCE, sizeof(*joins_room)));
-	code = vmalloc(array_size(CODE_MAX, sizeof(*code)));
-	code_then = vzalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
-	code_pfns = vzalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	joins_room = ld_alloc(array_size(JOINS_AT_ONCE, sizeof(*joins_room)));
+	code = ld_alloc(array_size(CODE_MAX, sizeof(*code)));
+	code_then = ld_zalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	code_pfns = ld_zalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
 	if (!joins_room || !code || !code_then || !code_pfns)
 		return -ENOMEM;
 	/* Written while entries are protected still. */

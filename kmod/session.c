@@ -454,7 +454,7 @@ int ld_session_notes(struct file *owner, struct livedump_notes *arg)
 	if (arg->buf_bytes < room)
 		goto unlock;
 	err = -ENOMEM;
-	buf = vzalloc(room);
+	buf = ld_zalloc(room);
 	if (!buf)
 		goto unlock;
 	n = ld_notes_fill(buf, room, &arg->vmcoreinfo_offset, &arg->vmcoreinfo_bytes);

@@ -196,11 +196,11 @@ int ld_truth_prepare(void)
 	release();
 	if (measure)
 		return 0;
-	truth = vzalloc(array_size(ld_max_pfn, sizeof(*truth)));
-	order = vzalloc(array_size(ld_max_pfn, sizeof(*order)));
+	truth = ld_zalloc(array_size(ld_max_pfn, sizeof(*truth)));
+	order = ld_zalloc(array_size(ld_max_pfn, sizeof(*order)));
 	room_kept = (unsigned long)truth_keep_mib << (20 - PAGE_SHIFT);
 	if (room_kept)
-		content = vmalloc(array_size(room_kept, PAGE_SIZE));
+		content = ld_alloc(array_size(room_kept, PAGE_SIZE));
 	if (!truth || !order || (room_kept && !content)) {
 		release();
 		return -ENOMEM;

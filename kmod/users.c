@@ -126,7 +126,7 @@ void ld_users_mark(void)
 
 int ld_users_prepare(void)
 {
-	tables = vmalloc(TOP_LEVELS * sizeof(*tables));
+	tables = ld_alloc(TOP_LEVELS * sizeof(*tables));
 	if (!tables)
 		return -ENOMEM;
 	ld_wp_add_own(tables, TOP_LEVELS * sizeof(*tables));

@@ -152,7 +152,7 @@ static int make_head(void)
 	ssize_t n;
 
 	view.head_pages = PFN_UP(notes_at + notes_bytes);
-	view.head = vzalloc(view.head_pages << PAGE_SHIFT);
+	view.head = ld_zalloc(view.head_pages << PAGE_SHIFT);
 	if (!view.head)
 		return -ENOMEM;
 	e = view.head;

@@ -267,8 +267,8 @@ int ld_vtd_prepare(void)
 {
 	if (!nr_units)
 		return 0;
-	tables = vmalloc(LEVELS_MAX * sizeof(*tables));
-	roots = vmalloc(ROOTS_MAX * sizeof(*roots));
+	tables = ld_alloc(LEVELS_MAX * sizeof(*tables));
+	roots = ld_alloc(ROOTS_MAX * sizeof(*roots));
 	if (!tables || !roots)
 		return -ENOMEM;
 	ld_wp_add_own(tables, LEVELS_MAX * sizeof(*tables));

@@ -117,7 +117,7 @@ static int add_table_pfn(unsigned long pfn)
 {
 	if (nr_tables == room_tables) {
 		unsigned int room = room_tables ? room_tables * 2 : 1024;
-		unsigned long *n = vmalloc(array_size(room, sizeof(*n)));
+		unsigned long *n = ld_alloc(array_size(room, sizeof(*n)));
 
 		if (!n)
 			return -ENOMEM;
@@ -186,14 +186,14 @@ int ld_window_open(void)
 			table_pfns[n++] = table_pfns[i];
 	nr_tables = n;
 
-	pages = vmalloc(array_size(n, sizeof(*pages)));
+	pages = ld_alloc(array_size(n, sizeof(*pages)));
 	if (!pages)
 		return -ENOMEM;
 	for (i = 0; i < n; i++)
 		pages[i] = pfn_to_page(table_pfns[i]);
 	tables_window = vmap(pages, n, VM_MAP, PAGE_KERNEL);
 	vfree(pages);
-	marked = vzalloc(n);
+	marked = ld_zalloc(n);
 	if (!tables_window || !marked) {
 		ld_window_close();
 		return -ENOMEM;

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -175,7 +176,11 @@ func (d *dump) unjournaled() error {
 func (d *dump) leftOn(out target.Random) (rec kdump.Record, found bool) {
 	rec, found, err := kdump.ReadRecord(out)
 	if err != nil {
-		return rec, false // such as a file that is new
+		// A file that is new ends too early.
+		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			d.log.Error("what is left of the dump cannot be read", "device", out.Describe(), "error", err)
+		}
+		return rec, false
 	}
 	if found {
 		return rec, rec.Session == d.options.UUID
