@@ -12,7 +12,9 @@ import (
 var consoleTrouble = regexp.MustCompile(strings.Join([]string{
 	`\bBUG: `,
 	`\bkernel BUG at `,
-	`\bWARNING: (CPU: \d+|possible|suspicious|bad unlock|lock held|stack recursion|can't access registers)`,
+	// SLUB puts the cache between the word and the colon.
+	`\bBUG \S+ \(.*\): `,
+	`\bWARNING: `,
 	`\bOops\b`,
 	`\bgeneral protection fault\b`,
 	`\binvalid opcode: 0000\b`,
@@ -24,6 +26,14 @@ var consoleTrouble = regexp.MustCompile(strings.Join([]string{
 	`\bblocked for more than \d+ seconds\b`,
 	`\brcu: INFO: `,
 	`\bdetected (expedited )?stalls? on\b`,
+	// Checks that have given up see nothing from then on.
+	`\bINFO: trying to register non-static key\b`,
+	`\bINFO: lockdep is turned off\b`,
+	`\bturning off the locking correctness validator\b`,
+	`\bODEBUG: `,
+	`\bpagealloc: (memory corruption|single bit error)\b`,
+	`\bentered softirq \d+ .* with preempt_count\b`,
+	`\bexited with (preempt_count|irqs disabled)\b`,
 	`\bself-detected stall\b`,
 	`\bunable to handle (page fault|kernel)\b`,
 	`\bBad page (state|map)\b`,
@@ -39,6 +49,9 @@ var consoleTrouble = regexp.MustCompile(strings.Join([]string{
 	`\bOut of memory: Killed process\b`,
 	`\bguest init:`,
 }, "|"))
+
+// consoleHarmless matches what only looks like trouble: advice on the machine.
+var consoleHarmless = regexp.MustCompile(`\bWARNING: Unprivileged eBPF is enabled\b`)
 
 // ConsoleError lists the lines of a guest's console that say that something is
 // wrong with its kernel.
@@ -58,11 +71,12 @@ func (e *ConsoleError) Error() string {
 }
 
 // CheckConsole returns a *ConsoleError if the log of a console has a line of a
-// BUG, WARNING, Oops, panic, lockup, hung task or RCU stall.
+// BUG, WARNING, Oops, panic, lockup, hung task or RCU stall, or of a check of a debug kernel (KASAN, lockdep,
+// sleeping where nobody may, DEBUG_OBJECTS) that found something or gave up.
 func CheckConsole(log string) error {
 	var found []string
 	for _, line := range strings.Split(log, "\n") {
-		if consoleTrouble.MatchString(line) {
+		if consoleTrouble.MatchString(line) && !consoleHarmless.MatchString(line) {
 			found = append(found, strings.TrimRight(line, "\r"))
 		}
 	}

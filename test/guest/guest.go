@@ -205,6 +205,12 @@ func Start(ctx context.Context, config Config) (g *Guest, err error) {
 	}
 	defer qmpListener.Close()
 
+	// One report of KASAN must not hide the next.
+	if kasan, err := config.Kernel.Configured("KASAN"); err != nil {
+		return nil, err
+	} else if kasan {
+		g.config.Append = append([]string{"kasan_multi_shot"}, config.Append...)
+	}
 	if err := g.startQEMU(ctx, initramfs, sockets); err != nil {
 		return nil, err
 	}

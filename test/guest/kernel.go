@@ -4,6 +4,7 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -97,6 +98,12 @@ func (k *Kernel) Headers() string { return filepath.Join(k.Dir, "headers") }
 // ModulesDir returns the host path of /lib/modules/<release>.
 func (k *Kernel) ModulesDir() string {
 	return filepath.Join(k.Dir, "lib/modules", k.Release)
+}
+
+// Configured says whether an option is built into the kernel.
+func (k *Kernel) Configured(option string) (bool, error) {
+	config, err := os.ReadFile(filepath.Join(k.Dir, "config"))
+	return bytes.Contains(config, []byte("\nCONFIG_"+option+"=y\n")), err
 }
 
 // ReadHeader returns a header by its path below include. Debian keeps those that all

@@ -3,12 +3,9 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -70,15 +67,15 @@ func (g *Guest) Machine(ctx context.Context) (*Machine, error) {
 // preempt is what the running kernel says or, if it can't be changed at boot, what it
 // was configured to be.
 func (g *Guest) preempt(ctx context.Context) (string, error) {
-	config, err := os.ReadFile(filepath.Join(g.config.Kernel.Dir, "config"))
-	if err != nil {
+	kernel := g.config.Kernel
+	if rt, err := kernel.Configured("PREEMPT_RT"); err != nil {
 		return "", err
-	}
-	has := func(option string) bool { return bytes.Contains(config, []byte("\nCONFIG_"+option+"=y\n")) }
-	if has("PREEMPT_RT") {
+	} else if rt {
 		return "rt", nil
 	}
-	if has("PREEMPT_DYNAMIC") {
+	if dynamic, err := kernel.Configured("PREEMPT_DYNAMIC"); err != nil {
+		return "", err
+	} else if dynamic {
 		text, err := g.ReadFile(ctx, "/sys/kernel/debug/sched/preempt")
 		if err != nil {
 			return "", err
@@ -90,7 +87,9 @@ func (g *Guest) preempt(ctx context.Context) (string, error) {
 		return string(now[1]), nil
 	}
 	for option, name := range map[string]string{"PREEMPT_NONE": "none", "PREEMPT_VOLUNTARY": "voluntary", "PREEMPT": "full"} {
-		if has(option) {
+		if has, err := kernel.Configured(option); err != nil {
+			return "", err
+		} else if has {
 			return name, nil
 		}
 	}

@@ -82,11 +82,10 @@ func commands(parked int, moduleFiles []string) [][2]string {
 // opened any dump; and drgn 0.0.31 (Debian 13) does not know that kernel's unwind tables.
 // drgn 0.3.0 (Debian 14) does.
 func Readers(kernel *guest.Kernel) ([]Reader, error) {
-	config, err := os.ReadFile(filepath.Join(kernel.Dir, "config"))
+	machineCheck, err := kernel.Configured("X86_MCE")
 	if err != nil {
 		return nil, err
 	}
-	machineCheck := bytes.Contains(config, []byte("\nCONFIG_X86_MCE=y\n"))
 	header, err := kernel.ReadHeader("linux/module.h")
 	if err != nil {
 		return nil, err
