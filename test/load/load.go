@@ -29,6 +29,8 @@ type work struct {
 	round func(ctx context.Context, n int64) (operations int, err error)
 	// workers call round at the same time, with different numbers; 0 is one.
 	workers int
+	// without is a part of the load that this kernel has not; empty: none.
+	without string
 }
 
 // env is what loads may use.

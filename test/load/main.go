@@ -11,6 +11,8 @@
 //
 //	load: ok alloc=1034 bpf=211
 //
+// with "(vmalloc without extended attributes)" after a load that leaves out what the kernel lacks.
+//
 // A load that cannot run on this kernel, or saw wrong data, prints
 // "load: FAILED <name>: <why>", ends all others and makes the exit status 1.
 // It wants root, a guest of its own, and the files of package provide. What it
@@ -184,6 +186,9 @@ func run(ctx context.Context, e *env, chosen []load) (line string, err error) {
 			err = errors.Join(err, fmt.Errorf("%s: did nothing in the time it had", l.name))
 		}
 		words = append(words, fmt.Sprintf("%s=%d", l.name, operations[i].Load()))
+		if without := works[i].without; without != "" {
+			words = append(words, fmt.Sprintf("(%s without %s)", l.name, without))
+		}
 	}
 	return strings.Join(words, " "), err
 }

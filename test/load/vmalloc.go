@@ -26,7 +26,7 @@ const (
 
 var vmallocLoad = load{
 	name:  "vmalloc",
-	about: "the vmalloc area: BPF arrays, copies of module images, big extended attributes; kmod/test's churn module if it is at " + provide.ChurnModule,
+	about: "the vmalloc area: BPF arrays, copies of module images, big extended attributes where the file system has any; kmod/test's churn module if it is at " + provide.ChurnModule,
 	start: func(e *env) (*work, error) {
 		dir, err := e.tempDir("vmalloc")
 		if err != nil {
@@ -50,7 +50,14 @@ var vmallocLoad = load{
 			}
 			return errors.Join(errs...)
 		})
-		return &work{round: v.round}, nil
+		w := &work{round: v.round}
+		switch err := v.attribute(0); {
+		case errors.Is(err, unix.EOPNOTSUPP):
+			v.noAttributes, w.without = true, "extended attributes"
+		case err != nil:
+			return nil, err
+		}
+		return w, nil
 	},
 }
 
@@ -58,6 +65,8 @@ type vmallocWork struct {
 	dir   string
 	image []byte
 	maps  [vmallocMaps]bpfMap
+	// noAttributes: the file system of dir had none at the start.
+	noAttributes bool
 }
 
 func (v *vmallocWork) round(_ context.Context, n int64) (int, error) {
@@ -87,6 +96,9 @@ func (v *vmallocWork) round(_ context.Context, n int64) (int, error) {
 	}
 	if err := v.images(uint64(n)); err != nil {
 		return 1, err
+	}
+	if v.noAttributes {
+		return 2, nil
 	}
 	return 3, v.attribute(uint64(n))
 }
