@@ -22,8 +22,9 @@
  * entries are therefore read with fault handling, and a line may be of a table
  * that is gone by the time the line is printed.
  *
- * The shadow that KASAN has of all addresses is left out: terabytes of it share a few
- * tables, and no session changes them.
+ * Two ranges are left out that show a few pages over and over, and that no session changes: the
+ * shadow that KASAN has of all addresses, terabytes of which share a few tables, and the stacks of
+ * ESPFIX, each mapped 65536 times.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -160,21 +161,26 @@ static void step_over(const struct walk *w, u64 va, int level, u64 *next_va, int
 }
 
 /*
- * Goes on behind KASAN's shadow, which ends with an entry of the level of P4D, in either paging
- * mode.  The kernel fills the whole entry of the top level in which it begins.
+ * Goes on behind a range that is left out.  Both end with an entry of the level of P4D, in either
+ * paging mode.  The kernel fills the whole entry of the top level in which KASAN's shadow begins.
  */
-static bool skip_shadow(struct walk *w)
+static bool skip_range(struct walk *w)
 {
-#ifdef CONFIG_KASAN
-	u64 first = KASAN_SHADOW_START & ~(level_size(w->top) - 1);
+	u64 end = 0;
 
-	if (w->va >= first && w->va < KASAN_SHADOW_END) {
-		w->va = KASAN_SHADOW_END;
-		w->level = LEVEL_P4D;
-		return true;
-	}
+#ifdef CONFIG_KASAN
+	if (w->va >= (KASAN_SHADOW_START & ~(level_size(w->top) - 1)) && w->va < KASAN_SHADOW_END)
+		end = KASAN_SHADOW_END;
 #endif
-	return false;
+#ifdef CONFIG_X86_ESPFIX64
+	if (w->va >= ESPFIX_BASE_ADDR && w->va < ESPFIX_BASE_ADDR + level_size(LEVEL_P4D))
+		end = ESPFIX_BASE_ADDR + level_size(LEVEL_P4D);
+#endif
+	if (!end)
+		return false;
+	w->va = end;
+	w->level = LEVEL_P4D;
+	return true;
 }
 
 /* Moves to the next entry that is worth a line; false at the end. */
@@ -185,7 +191,7 @@ static bool settle(struct walk *w)
 	while (w->va) {
 		u64 table, entry = 0;
 
-		if (skip_shadow(w))
+		if (skip_range(w))
 			continue;
 		table = find_table(w, w->va, w->level);
 		if (table)
