@@ -10,4 +10,4 @@ test-abi: kmod kmod-test kmod-instrumented ## Abuse /dev/livedump in guests of K
 	@hack/install-host-packages gcc libc6-dev
 	@mkdir -p bin/test
 	@gcc -static -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -pthread -Ikmod/include/uapi -o bin/test/abi test/abi/program/*.c
-	@go run ./test/abi -kernel $(KERNEL) -seconds $(SECONDS) $(if $(SEED),-seed $(SEED)) -out out/abi
+	@go run ./test/abi -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -seconds $(SECONDS) $(if $(SEED),-seed $(SEED)) -out out/abi

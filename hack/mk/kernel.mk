@@ -6,6 +6,8 @@ KERNEL ?= 6.1
 # Memory of the guest in MiB, and its virtual CPUs.
 RAM ?= 2048
 CPUS ?= 2
+# Words for the command line of the guest's kernel, in test-truth and test-restore.
+APPEND ?=
 # Not empty: only one dump and its judges.
 SHORT ?=
 
@@ -53,7 +55,7 @@ build-driver:
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/driver ./test/faults/driver
 
 test-restore: kmod kmod-test build-driver build-load ## Check that nothing stays behind however a session ends, nor after ROW of them (out/restore.json)
-	@go run ./test/restore -kernel $(KERNEL) -row $(ROW) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
+	@go run ./test/restore -kernel $(KERNEL) -row $(ROW) -append '$(APPEND)' $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(CPUS)
 
 .PHONY: bench-slowdown
 bench-slowdown: kmod build-driver ## Measure fixed work before, during and after a freeze (out/slowdown.json)

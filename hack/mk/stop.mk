@@ -3,7 +3,7 @@
 
 .PHONY: test-stuck
 test-stuck: kmod-instrumented kmod-test build-agent ## Dump a guest of KERNEL with stuck CPUs, and with one that does not answer (out/stuck)
-	@go run ./test/stuck -kernel $(KERNEL) -cpus $(if $(filter 2,$(CPUS)),4,$(CPUS)) -out out/stuck
+	@go run ./test/stuck -kernel $(KERNEL) $(if $(filter command line environment,$(origin RAM)),-ram $(RAM)) -cpus $(if $(filter 2,$(CPUS)),4,$(CPUS)) -out out/stuck
 
 # Not empty: 2 CPUs, idle, 2, 8 and 16 GiB only.
 BENCH_SHORT ?=

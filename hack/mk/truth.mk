@@ -21,4 +21,4 @@ LEVEL ?= 31
 test-truth: $(if $(SHIPPED),judge-tools) kmod kmod-instrumented kmod-test build-agent build-load ## Compare dumps of KERNEL under LOAD with hashes of the stop (out/truth.json); BITE=vmemmap spoils it
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/truth ./test/truth
 	@CGO_ENABLED=0 go build -trimpath -o bin/test/ ./test/truth/hidden ./test/truth/ring
-	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' $(if $(filter 1,$(IOMMU)),-iommu) -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -kill '$(KILL)' $(if $(SHIPPED),-shipped) -out out/truth
+	@bin/test/truth -kernel $(KERNEL) -ram $(RAM) -cpus $(CPUS) -load '$(LOAD)' $(if $(filter 1,$(IOMMU)),-iommu) -bite '$(BITE)' -dumps $(if $(filter command line environment,$(origin DUMPS)),$(DUMPS),1) -dump-level $(LEVEL) -kill '$(KILL)' -append '$(APPEND)' $(if $(SHIPPED),-shipped) -out out/truth

@@ -30,8 +30,9 @@ const limit = time.Hour
 
 type options struct {
 	trial.Guest
-	row  int
-	only string
+	row   int
+	only  string
+	words []string
 }
 
 func main() {
@@ -39,7 +40,9 @@ func main() {
 	o.Guest.Flags(512, 2, "out", "driver, load, kmod/ and kmod-test/")
 	flag.IntVar(&o.row, "row", 100, "sessions in a row")
 	flag.StringVar(&o.only, "only", "", "only cases whose name has this `text`; \"-\": none")
+	words := flag.String("append", "", "`words` for the guest's kernel command line")
 	flag.Parse()
+	o.words = strings.Fields(*words)
 
 	trial.Run("test-restore", limit, func(ctx context.Context) (string, error) {
 		r := &result{RAMMiB: o.MemoryMiB, CPUs: o.CPUs, Load: strings.Join(steadyLoad, " ")}
@@ -94,7 +97,7 @@ func run(ctx context.Context, o options, r *result) (err error) {
 
 	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	g, err := guest.Start(ctx, guest.Config{
-		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Files: files,
+		Kernel: kernel, Dir: dir, Console: filepath.Join(dir, "guest.log"), MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Files: files, Append: o.words,
 	})
 	if err != nil {
 		return err
