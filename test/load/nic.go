@@ -65,7 +65,7 @@ func (p *nicPair) open(driver string) error {
 	if len(names) != 2 {
 		return fmt.Errorf("two network devices of the driver %s are needed, there are %q", driver, names)
 	}
-	first, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	first, err := unix.Open(ownNetworkNamespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the namespace: %w", err)
 	}

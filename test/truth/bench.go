@@ -112,7 +112,7 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 		for _, line := range strings.Split(strings.TrimSpace(result.Stdout), "\n") {
 			name := strings.Fields(line)[0]
 			if b.o.lacksNIC(provide.NICsOf(b.kernel), name) {
-				trial.Step("without the load %s: no driver for its devices, or no IOMMU", name)
+				trial.Step("without the load %s: no driver for its devices, no network namespaces, or no IOMMU", name)
 				continue
 			}
 			b.o.loads = append(b.o.loads, name)

@@ -23,8 +23,12 @@ var NICs = []NIC{
 	{Load: "e1000e", Model: "e1000e", Module: "e1000e", Driver: "e1000e", NeedsIOMMU: true},
 }
 
-// NICsOf are those that a kernel has a driver for.
+// NICsOf are those that a kernel has a driver for; none if it has no network namespaces.
 func NICsOf(kernel *guest.Kernel) []NIC {
+	// The loads put each device into a namespace of its own. A kernel without a configuration can't be booted either.
+	if namespaces, err := kernel.Configured("NET_NS"); err != nil || !namespaces {
+		return nil
+	}
 	var has []NIC
 	for _, n := range NICs {
 		if _, err := kernel.ModuleFiles(n.Module); err == nil {
