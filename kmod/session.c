@@ -266,6 +266,7 @@ static int judge_copies(void)
 	err = err ?: ld_watch_copy_patched();
 	if (err)
 		return err;
+	ld_shadow_mark();
 	ld_truth_take();
 	/* The next step protects. */
 	ld_guard_freeze();

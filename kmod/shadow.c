@@ -6,6 +6,11 @@
  *
  * Only the shadow of what is mapped has pages of its own; all else shares one page that
  * nobody writes, through tables that are shared as well and are not walked.
+ *
+ * They are looked for in the stop: the kernel poisons the shadow of what it frees in the vmalloc
+ * area, and then gives the shadow's pages back, whose mappings are gone by the time the stop is
+ * over.  And once more after it, for a page that a task had in hand at the stop, to map it there.
+ * Not noticed is one that such a task, preempted, maps later still.
  */
 #include <linux/kasan.h>
 #include <linux/mm.h>
@@ -27,7 +32,7 @@ static void uncover(ld_entry *e, ld_entry v, int level, unsigned long va, void *
 		ld_page_uncover(pfn);
 }
 
-/* After the stop, before pages are counted. */
+/* In the stop, when what it copies is copied, and after it, before pages are counted. */
 void ld_shadow_mark(void)
 {
 	const struct ld_va_range *r[] = { &ld_direct_map, &ld_vmalloc, &ld_modules, &ld_image };
