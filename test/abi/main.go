@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command abi uses the module's interface in guests as nobody should: every promise of its header, then a fuzzer for
-// some time, then refusals, a reboot and a panic while memory is frozen. Afterwards the page tables and memory are as
+// some time, then refusals, a reboot and a panic while memory is frozen. What the kernel was not configured for is left out,
+// and said to be. Afterwards the page tables and memory are as
 // they were, the module can be unloaded, and the console has nothing to say. `make test-abi` runs it.
 package main
 
@@ -63,6 +64,12 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("calls: %w", err)
 		}
 	}
+	if lacks, err := t.lacks("MAGIC_SYSRQ", "KEXEC_FILE"); err != nil {
+		return err
+	} else if lacks != "" {
+		trial.Step("without the panics: the kernel has no %s", lacks)
+		return nil
+	}
 	if o.only != "calls" {
 		if err := t.panics(ctx); err != nil {
 			return fmt.Errorf("panic while frozen: %w", err)
@@ -78,6 +85,21 @@ type test struct {
 	o      options
 	kernel *guest.Kernel
 	guest  *guest.Guest
+}
+
+// lacks says which of these options the kernel has not; empty: it has all.
+func (t *test) lacks(options ...string) (string, error) {
+	var lacks []string
+	for _, option := range options {
+		has, err := t.kernel.Configured(option)
+		if err != nil {
+			return "", err
+		}
+		if !has {
+			lacks = append(lacks, option)
+		}
+	}
+	return strings.Join(lacks, ", "), nil
 }
 
 // boot starts a guest; name is that of its console's log.
@@ -172,7 +194,14 @@ func (t *test) calls(ctx context.Context) (err error) {
 		return err
 	}
 	// Once through all of it first: the hotplug of memory and CPUs makes the kernel change its own tables.
-	if err := t.program(ctx, "cases"); err != nil {
+	cases := []string{"cases"}
+	if lacks, err := t.lacks("IA32_EMULATION"); err != nil {
+		return err
+	} else if lacks != "" {
+		trial.Step("without the 32-bit calls: the kernel has no %s", lacks)
+		cases = append(cases, "-32-bit calls")
+	}
+	if err := t.program(ctx, cases...); err != nil {
 		return errors.Join(err, t.guest.CheckConsole())
 	}
 	before, err := t.state(ctx)
@@ -196,7 +225,7 @@ func (t *test) calls(ctx context.Context) (err error) {
 	if err := t.instrumented(ctx); err != nil {
 		return errors.Join(err, t.guest.CheckConsole())
 	}
-	if err := t.commands(ctx, "insmod "+guestModule, "mkdir -p /sys/kernel/security"); err != nil {
+	if err := t.commands(ctx, "insmod "+guestModule); err != nil {
 		return err
 	}
 	return t.reboot(ctx)
@@ -215,14 +244,22 @@ func (t *test) instrumented(ctx context.Context) error {
 
 // reboot locks the kernel down, which cannot be undone, and restarts the machine while memory is frozen.
 func (t *test) reboot(ctx context.Context) error {
-	if err := t.program(ctx, "lockdown", "integrity"); err != nil {
+	lacks, err := t.lacks("SECURITYFS")
+	if err != nil {
+		return err
+	}
+	if lacks != "" {
+		trial.Step("without lockdown: the kernel has no %s", lacks)
+	} else if err := errors.Join(t.commands(ctx, "mkdir -p /sys/kernel/security"), t.program(ctx, "lockdown", "integrity")); err != nil {
 		return err
 	}
 	if err := t.hold(ctx, "600000"); err != nil {
 		return err
 	}
-	if err := t.program(ctx, "lockdown", "confidentiality"); err != nil {
-		return err
+	if lacks == "" {
+		if err := t.program(ctx, "lockdown", "confidentiality"); err != nil {
+			return err
+		}
 	}
 	trial.Step("reboot while memory is frozen")
 	// The session goes on as an orphan when its owner is killed by the shutdown, as it would be.

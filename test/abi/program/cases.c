@@ -1263,8 +1263,9 @@ int run_cases(const char *only)
 		uint64_t start = now_ms();
 		int status;
 		pid_t pid;
+		bool named = only && !strcmp(*only == '-' ? only + 1 : only, cases[i].name);
 
-		if (only && strcmp(only, cases[i].name))
+		if (only && named == (*only == '-'))
 			continue;
 		ran++;
 		/* Each in a process of its own: whatever fails, the next begins with no session. */

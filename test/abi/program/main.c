@@ -3,7 +3,7 @@
  * The guest's half of the ABI test: uses /dev/livedump as nobody should, and checks
  * that the answers are what uapi/livedump.h says.  Needs root and a loaded module.
  *
- *	abi cases [NAME]	every promise of the header, one after the other
+ *	abi cases [NAME]	every promise of the header, one after the other; -NAME: but that one
  *	abi fuzz SEED SECONDS	threads and processes that do anything, in any order
  *	abi pretend		refusals, simulated by the instrumented module
  *	abi lockdown LEVEL	locks the kernel down, for good, and prepares a session
@@ -30,7 +30,7 @@ int main(int argc, char **argv)
 		return run_crash_kernel(argv[2], argv[3], argv[4]);
 	if (!strcmp(what, "fuzz") && argc == 4)
 		return run_fuzz(strtoull(argv[2], NULL, 0), strtoul(argv[3], NULL, 0));
-	fprintf(stderr, "usage: abi cases [NAME] | fuzz SEED SECONDS | pretend | lockdown LEVEL | hold [GRACE_MS] |\n"
+	fprintf(stderr, "usage: abi cases [[-]NAME] | fuzz SEED SECONDS | pretend | lockdown LEVEL | hold [GRACE_MS] |\n"
 		"       abi crash-kernel IMAGE INITRAMFS COMMANDLINE\n");
 	return 2;
 }
