@@ -7,6 +7,8 @@
  *	tables of the two	stay writable; copied in the stop
  *	idle tasks		stay writable: entering a fault from the idle loop
  *				writes the task itself; copied in the stop
+ *	stacks of espfix	stay writable: the kernel writes them where a fault must not
+ *				be, on its way out; copied in the stop
  *	kernel stacks		are written through the vmalloc area, and a fault on the
  *				stack is a double fault: the used part of every stack
  *				is copied in the stop, and nothing that has the shape of a
@@ -15,12 +17,14 @@
  *	kernel image		CPU's idle task and what the module itself writes
  *	tables of these		protected; of the image copied in the stop, of the others
  *				what we write is taken off where they are read
+ *	CPU entry area, fixmap	per-CPU memory, as above, but for what outside.c finds
  *
  * What stays writable and is not copied in the stop is known by page frame
  * (ld_uncovered), reported with a flag and counted.
  *
  * "Hot" pages stay writable in the direct map: all that is written on the way from a
- * fault's first instruction to our probe, and all that the probe writes.
+ * fault's first instruction to our probe, all that the probe writes, and what is written where
+ * there must be no fault.
  */
 #include <linux/mm.h>
 #include <linux/percpu.h>
@@ -32,7 +36,7 @@
 #include <asm/irq_regs.h>
 #include <asm/pgtable.h>
 #include "compat.h"
-#include "livedump.h"
+#include "entry.h"
 
 struct ld_va_range ld_direct_map, ld_vmemmap;
 struct ld_va_range ld_vmalloc, ld_modules, ld_image;
@@ -52,6 +56,12 @@ static struct ld_pfns boot_stack;	/* CPU 0's idle stack, in the kernel image */
  * number: after the bit is clear no tracepoint helps it (guard.c).
  */
 static struct ld_pfns online_count;
+/*
+ * To return to a 16-bit stack segment the kernel writes a frame to the CPU's piece of such a page, by
+ * the direct map: on the entry stack, which is one page, and as in user mode already.
+ */
+static unsigned long espfix_pfns[DIV_ROUND_UP(NR_CPUS, 64)];
+static unsigned int nr_espfix;
 static unsigned long *stop_pfns;	/* copied by whoever comes first */
 static unsigned long nr_stop_pfns, room_stop_pfns;
 static atomic_t copy_error;
@@ -156,6 +166,53 @@ found:
 	return 0;
 }
 
+static int add_espfix(unsigned long pfn)
+{
+	if (pfn >= ld_max_pfn || test_and_set_bit(pfn, ld_hot))
+		return 0;
+	if (nr_espfix == ARRAY_SIZE(espfix_pfns)) {
+		pr_err("more pages of 16-bit stacks than CPUs\n");
+		return ld_refuse(LIVEDUMP_REFUSAL_LAYOUT, -EOPNOTSUPP);
+	}
+	espfix_pfns[nr_espfix++] = pfn;
+	return 0;
+}
+
+/* Each of these tables is in many entries in a row, and each page in many entries of a table. */
+static int find_espfix(ld_entry *table, int level)
+{
+	ld_entry last = 0;
+	int i, err = 0;
+
+	for (i = 0; i < PT_ENTRIES && !err; i++) {
+		ld_entry v = READ_ONCE(table[i]);
+
+		if (!(v & _PAGE_PRESENT))
+			continue;
+		if (is_leaf(v, level)) {
+			err = add_espfix(leaf_pfn(v, level));
+		} else if ((v ^ last) & PTE_PFN_MASK) {
+			err = find_espfix(child_table(v), level - 1);
+			last = v;
+		}
+	}
+	return err;
+}
+
+static int find_all_espfix(void)
+{
+	ld_entry *e = entry_in(top_table(), ESPFIX_BASE_ADDR, top_level());
+	int level;
+
+	nr_espfix = 0;
+	for (level = top_level(); READ_ONCE(*e) & _PAGE_PRESENT; level--) {
+		if (level_size(level) == P4D_SIZE)
+			return find_espfix(child_table(READ_ONCE(*e)), level - 1);
+		e = entry_in(child_table(READ_ONCE(*e)), ESPFIX_BASE_ADDR, level - 1);
+	}
+	return 0;	/* a kernel that knows no 16-bit segments */
+}
+
 int ld_alias_prepare(void)
 {
 	int cpu, err;
@@ -179,6 +236,9 @@ int ld_alias_prepare(void)
 	online_count.first = ld_va_to_pfn((unsigned long)&__num_online_cpus);
 	online_count.end = online_count.first + 1;
 	mark_hot(&online_count);
+	err = find_all_espfix();
+	if (err)
+		return err;
 	for_each_possible_cpu(cpu) {
 		err = find_percpu_area(cpu, &percpu_area[cpu]);
 		if (err)
@@ -223,6 +283,7 @@ static int add_stop_pfns(const struct ld_pfns *p)
 /* After the plan, for the plan may have added tables. */
 int ld_alias_find_stop_copies(void)
 {
+	unsigned int i;
 	int cpu, err;
 
 	nr_stop_pfns = 0;
@@ -238,6 +299,10 @@ int ld_alias_find_stop_copies(void)
 	if (err)
 		return err;
 	err = add_stop_pfns(&online_count);
+	if (err)
+		return err;
+	for (i = 0; i < nr_espfix && !err; i++)
+		err = add_stop_pfn(espfix_pfns[i]);
 	if (err)
 		return err;
 	err = ld_dma_add_rings(add_stop_pfn);

@@ -174,6 +174,7 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 
 	ld_shadow_mark();
 	ld_users_mark();
+	ld_outside_mark();
 	ld_watch_mark();
 	ld_free_lists_mark();
 	ld_dma_mark();

@@ -23,6 +23,7 @@
  *   trace.c      trace events; trace.h says what they may do in the fault path
  *   cost.c       test builds only: what a fault costs
  *   users.c      page tables and mappings of processes, as of the stop
+ *   outside.c    what the kernel maps outside the ranges that are protected, as of the stop
  *   inflight.c   pages on their way to a process, as of the stop
  *   freelists.c  free pages on the allocator's per-CPU lists, as of the stop
  *   watch.c      mappings and code that are made after the stop
@@ -327,11 +328,12 @@ u32 ld_classify(unsigned long pfn);
 void ld_page_in_flight(unsigned long pfn);
 void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered);
 
-/* ---- users.c, inflight.c, freelists.c: after the stop, before ld_classify_all() ---- */
+/* ---- users.c, outside.c, inflight.c, freelists.c: after the stop, before ld_classify_all() ---- */
 
 int ld_users_prepare(void);
 void ld_users_release(void);
 void ld_users_mark(void);
+void ld_outside_mark(void);
 void ld_in_flight_look_at(unsigned long task);	/* address of a task_struct */
 void ld_in_flight_look_at_cpus(void);
 void ld_free_lists_mark(void);

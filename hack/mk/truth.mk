@@ -5,7 +5,7 @@
 # dump may touch), code (a module loaded while memory is frozen), ring (memory of the kernel mapped and
 # written by a program then), idle, or all.
 LOAD ?= fork,slab
-# Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap; and inflight, under limit.
+# Ranges to leave uncovered on purpose, to see that it is noticed: vmalloc, modules, image, vmemmap; and inflight, under limit; outside, under vmalloc.
 BITE ?=
 # Point at which the process that makes a dump is killed, for another to go on with it: Acknowledged, Thawed, ...
 KILL ?=

@@ -15,6 +15,8 @@
  *	attributes	entries of the direct map change under whoever protects them
  *			(write-combining and back: set_memory_ro() is not exported; loading
  *			modules and BPF programs is what does that)
+ *	entry area	a page is written through an unused place in the CPU entry area, as
+ *			the processor writes buffers of PEBS there
  *
  * Old pages hold a known pattern at any time and are checked through the direct map
  * after having been written through another address, and the other way round.
@@ -38,6 +40,9 @@
 #include <linux/sysfs.h>
 #include <linux/vmalloc.h>
 
+#include <asm/cpu_entry_area.h>
+#include <asm/desc.h>
+#include <asm/pgtable.h>
 #include <asm/set_memory.h>
 
 #define POOL_PAGES	32	/* old pages of a thread */
@@ -263,6 +268,71 @@ static int work(void *data)
 	return 0;
 }
 
+/* The page of the entry area; its thread stays on CPU 0, so no other CPU's TLB knows of it. */
+static struct task_struct *entry_task;
+static struct page *entry_page;
+
+/* The entry of the place for PEBS in CPU 0's entry area; NULL if it is used, or there is none. */
+static pte_t *entry_place(unsigned long *va)
+{
+#ifdef CONFIG_CPU_SUP_INTEL
+	struct desc_ptr gdt;
+	unsigned int level;
+	pte_t *pte;
+
+	/* The entry area begins with the table that the processor reads descriptors from. */
+	native_store_gdt(&gdt);
+	*va = (unsigned long)((struct cpu_entry_area *)gdt.address)->cpu_debug_buffers.pebs_buffer;
+	pte = lookup_address(*va, &level);
+	if (pte && level == PG_LEVEL_4K && !(pte_flags(*pte) & _PAGE_PRESENT))
+		return pte;
+#endif
+	return NULL;
+}
+
+static int work_in_entry_area(void *data)
+{
+	unsigned long va, *direct = page_address(entry_page);
+	pte_t *pte = entry_place(&va), none;
+	u64 seed = 0;
+
+	if (pte) {
+		none = *pte;
+		set_pte(pte, mk_pte(entry_page, PAGE_KERNEL));
+	} else {
+		pr_info("no place in the CPU entry area: nothing is written there\n");
+	}
+	while (!kthread_should_stop()) {
+		if (pte) {
+			fill((void *)va, PAGE_SIZE, ++seed);
+			check(direct, PAGE_SIZE, seed, "a page of the entry area");
+		}
+		usleep_range(pause_us + 1, 2 * pause_us + 2);
+	}
+	if (pte) {
+		set_pte(pte, none);
+		asm volatile("invlpg (%0)" : : "r" (va) : "memory");
+	}
+	return 0;
+}
+
+static int start_entry_area(void)
+{
+	entry_page = alloc_page(GFP_KERNEL);
+	if (!entry_page)
+		return -ENOMEM;
+	entry_task = kthread_create(work_in_entry_area, NULL, "ld-churn/entry");
+	if (IS_ERR(entry_task)) {
+		int err = PTR_ERR(entry_task);
+
+		entry_task = NULL;
+		return err;
+	}
+	get_task_struct(entry_task);
+	kthread_bind(entry_task, 0);
+	return 0;
+}
+
 static void free_worker(struct worker *w)
 {
 	unsigned int i;
@@ -316,6 +386,12 @@ static void stop_all(void)
 	for (i = 0; i < nr_workers; i++)
 		free_worker(&workers[i]);
 	kvfree(workers);
+	if (entry_task) {
+		kthread_stop(entry_task);
+		put_task_struct(entry_task);
+	}
+	if (entry_page)
+		__free_page(entry_page);
 }
 
 static int __init churn_init(void)
@@ -334,8 +410,14 @@ static int __init churn_init(void)
 			return err;
 		}
 	}
+	err = start_entry_area();
+	if (err) {
+		stop_all();
+		return err;
+	}
 	for (i = 0; i < nr_workers; i++)
 		wake_up_process(workers[i].task);
+	wake_up_process(entry_task);
 	return 0;
 }
 

@@ -59,7 +59,7 @@ func main() {
 	flag.IntVar(&o.nodes, "nodes", 0, "NUMA nodes of the guest; 0: no NUMA")
 	flag.StringVar(&o.cpu, "cpu", "max", "QEMU's CPU `model`")
 	loads := flag.String("load", "fork,slab", "`names` of loads, separated by commas (several at once: a+b), hidden, code, ring, idle, or all")
-	bites := flag.String("bite", "", "`ranges` to leave uncovered, one dump each: vmalloc, modules, image, vmemmap; inflight: look for none of these; marks: leave them in page tables")
+	bites := flag.String("bite", "", "`ranges` to leave uncovered, one dump each: vmalloc, modules, image, vmemmap; inflight, outside: look for none of these; marks: leave them in page tables")
 	flag.IntVar(&o.dumps, "dumps", 1, "dumps under each load")
 	flag.UintVar(&o.level, "dump-level", 31, "dump level, makedumpfile's `bits`")
 	flag.IntVar(&o.keepMiB, "keep", 256, "`MiB` of the guest's memory for content of the stop, to show what differs")

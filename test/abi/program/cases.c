@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/kexec.h>
+#include <asm/ldt.h>
 #include <grp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/ucontext.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "abi.h"
@@ -739,17 +741,19 @@ struct legacy {
 	uint64_t hash[1 << 21];		/* of what came first; 0: nothing to compare */
 };
 
+#define ACCESSED_DIRTY	0x60	/* in an entry of a page table */
+
 /* 0 for a page whose content is not promised. */
 static uint64_t hash_of(const struct reader *r, unsigned int i)
 {
 	const uint64_t *w = (const uint64_t *)(r->data + i * (size_t)LIVEDUMP_PAGE_SIZE);
-	uint64_t h = 1;
+	uint64_t h = 1, free = r->pages[i].flags & LIVEDUMP_PAGE_TABLE ? ACCESSED_DIRTY : 0;
 	int k;
 
 	if (r->pages[i].flags & (LIVEDUMP_PAGE_LOST | LIVEDUMP_PAGE_UNCOVERED))
 		return 0;
 	for (k = 0; k < LIVEDUMP_PAGE_SIZE / 8; k++)
-		h = (h ^ w[k]) * 0x100000001b3ULL + (h >> 47);
+		h = (h ^ (w[k] & ~free)) * 0x100000001b3ULL + (h >> 47);
 	return h ? h : 1;
 }
 
@@ -1119,6 +1123,80 @@ static void software_bits(void)
 	}
 }
 
+#define LDT_SELECTOR	7	/* entry 0 of the process's own table, for user mode */
+#define SS_SHIFT	48	/* in REG_CSGSFS */
+
+static volatile sig_atomic_t returns;
+
+static void return_to_16_bit_stack(int sig, siginfo_t *info, void *context)
+{
+	ucontext_t *uc = context;
+
+	(void)sig;
+	(void)info;
+	uc->uc_mcontext.gregs[REG_CSGSFS] &= ~(0xffffLL << SS_SHIFT);
+	uc->uc_mcontext.gregs[REG_CSGSFS] |= (long long)LDT_SELECTOR << SS_SHIFT;
+	returns++;
+}
+
+/* Has the kernel return to this process with a 16-bit stack segment, on each CPU; false if it does not know these. */
+static bool use_16_bit_stack(void)
+{
+	const struct user_desc stack = { .limit = 0xffff, .useable = 1 };
+	struct sigaction action = { .sa_sigaction = return_to_16_bit_stack, .sa_flags = SA_SIGINFO };
+	long cpu, cpus = sysconf(_SC_NPROCESSORS_CONF);
+
+	/* The kernel returns an int, a negative one as it is. */
+	switch ((int)syscall(SYS_modify_ldt, 0x11, &stack, sizeof(stack))) {
+	case 0:
+		break;
+	case -EINVAL:
+		return false;
+	default:
+		fail("modify_ldt");
+	}
+	sigaction(SIGUSR1, &action, NULL);
+	for (cpu = 0; cpu < cpus; cpu++) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		EXPECT(sched_setaffinity(0, sizeof(set), &set), 0);
+		returns = 0;
+		raise(SIGUSR1);
+		EXPECT(returns, 1);
+	}
+	return true;
+}
+
+/*
+ * To return to a 16-bit stack segment the kernel writes a page of its own (espfix) when it is nearly
+ * out, on a stack of a page and with no state to take a fault in: the module must
+ * have left that page writable.  Whoever may use modify_ldt() can have that done.
+ */
+static void returns_to_16_bit_stacks(void)
+{
+	struct livedump_prepare p;
+	struct livedump_freeze f;
+	struct livedump_stats before, after;
+	int fd = open_device();
+
+	if (!use_16_bit_stack()) {
+		say("case: this kernel has no 16-bit segments: not tried");
+		close(fd);
+		return;
+	}
+	fill_prepare(&p, "16-bit");
+	prepare(fd, &p);
+	freeze(fd, &f);
+	EXPECT(stats(fd, &before), 0);
+	use_16_bit_stack();
+	EXPECT(stats(fd, &after), 0);
+	thaw(fd);
+	close(fd);
+	say("case: %llu faults meanwhile", (unsigned long long)(after.faults - before.faults));
+}
+
 static void memory_hotplug(void)
 {
 	DIR *dir = opendir("/sys/devices/system/memory");
@@ -1254,7 +1332,8 @@ int run_cases(const char *only)
 		{ "deadlines", deadlines },
 		{ "32-bit calls", compat }, { "CPU hotplug", cpu_hotplug },
 		{ "movable memory", movable_memory },
-		{ "software bits", software_bits }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
+		{ "software bits", software_bits },
+		{ "16-bit stacks", returns_to_16_bit_stacks }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
 	};
 	int failed = 0, ran = 0;
 	size_t i;
