@@ -209,6 +209,8 @@ const (
 	changeCode
 	// changePresence takes pages out of the direct map.
 	changePresence
+	// changeVmemmap maps the struct pages of huge pages' tails to one page.
+	changeVmemmap
 )
 
 // compareTables checks that the sessions left nothing behind, but for what the load explains.
@@ -226,6 +228,8 @@ func compareTables(before, after guest.PageTables, by changes) error {
 		return err
 	case changePresence:
 		return before.Compare(after, guest.RegionVmemmap)
+	case changeVmemmap:
+		return before.Compare(after, guest.RegionDirect, guest.RegionImage)
 	default:
 		return before.Compare(after, guest.StableRegions...)
 	}
@@ -361,6 +365,9 @@ func (b *bench) explain(ctx context.Context, list []Mismatch) error {
 // codeLoads make the kernel load code: modules, BPF programs.
 var codeLoads = append([]string{"limit", "module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
 
+// hugetlbLoad has the kernel remap the struct pages of huge pages.
+const hugetlbLoad = "hugetlb"
+
 // load is a program in the guest that keeps it busy.
 type load struct {
 	cmd     *guest.Cmd
@@ -375,6 +382,9 @@ func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 		if slices.Contains(codeLoads, kind) {
 			l.changes = changeCode
 		}
+	}
+	if slices.Contains(kinds, hugetlbLoad) {
+		l.changes = changeVmemmap
 	}
 	if name == "idle" || name == codeLoad || name == ringLoad {
 		return l, nil

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 
@@ -31,6 +32,10 @@ const (
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == poisonVerb {
+		fmt.Println(poison())
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -50,7 +55,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("hidden: holding secret=%s poisoned=%s\n", strings.Join(frames, ","), poison())
+	fmt.Printf("hidden: holding secret=%s poisoned=%s\n", strings.Join(frames, ","), poisonedBy(exec.Command("/proc/self/exe", poisonVerb)))
 	for ctx.Err() == nil {
 		more, err := secret(held)
 		if err != nil {
@@ -96,7 +101,21 @@ func check(b []byte) error {
 	return nil
 }
 
-// poison has the kernel take some pages out of use, as if the memory were broken.
+// poisonVerb is the argument with which this program only poisons pages.
+const poisonVerb = "poison"
+
+// poisonedBy runs the process that poisons pages: since Linux 6.12 or so the kernel kills it for that, by a SIGBUS that
+// nothing can ignore.
+func poisonedBy(c *exec.Cmd) string {
+	out, err := c.Output()
+	said := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if last := said[len(said)-1]; last != "" {
+		return last
+	}
+	return fmt.Sprintf("none (%v)", err)
+}
+
+// poison has the kernel take some pages out of use, as if the memory were broken. It says which before.
 func poison() string {
 	size := os.Getpagesize()
 	b, err := unix.Mmap(-1, 0, poisoned*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -108,8 +127,10 @@ func poison() string {
 	if err != nil {
 		return fmt.Sprintf("none (%v)", err)
 	}
+	said := strings.Join(frames, ",")
+	fmt.Println(said)
 	if err := unix.Madvise(b, unix.MADV_HWPOISON); err != nil {
 		return fmt.Sprintf("none (%v)", err)
 	}
-	return strings.Join(frames, ",")
+	return said
 }

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	hugetlbFile = "/proc/sys/vm/nr_hugepages"
+	// hugetlbOptimize has the kernel map the struct pages of a huge page's tails to one page, and give back the memory of theirs.
+	hugetlbOptimize = "/proc/sys/vm/hugetlb_optimize_vmemmap"
+	hugetlbPages    = 16
+	hugetlbSize     = 2 << 20
+)
+
+var hugetlbLoad = load{
+	name:  "hugetlb",
+	about: "huge pages of the pool (hugetlb), reserved, used and given back, with the kernel's saving of struct pages where it has that",
+	start: func(e *env) (*work, error) {
+		before, err := os.ReadFile(hugetlbFile)
+		if err != nil {
+			return nil, err
+		}
+		e.atEnd(func() error { return os.WriteFile(hugetlbFile, before, 0) })
+		optimize, err := os.ReadFile(hugetlbOptimize)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, err
+		default:
+			e.atEnd(func() error { return os.WriteFile(hugetlbOptimize, optimize, 0) })
+			if err := os.WriteFile(hugetlbOptimize, []byte("1"), 0); err != nil {
+				return nil, err
+			}
+		}
+		return &work{round: hugetlbRound}, nil
+	},
+}
+
+// hugetlbRound has the kernel gather huge pages, uses one of them, and gives all back.
+func hugetlbRound(_ context.Context, n int64) (ops int, err error) {
+	if err := os.WriteFile(hugetlbFile, []byte(strconv.Itoa(hugetlbPages)), 0); err != nil {
+		return 0, err
+	}
+	b, err := os.ReadFile(hugetlbFile)
+	if err != nil {
+		return 0, err
+	}
+	got, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, err
+	}
+	if got > 0 {
+		if err := useHugePage(uint64(n)); err != nil {
+			return 0, err
+		}
+	}
+	// Memory may have no such stretch at the moment.
+	return got, os.WriteFile(hugetlbFile, []byte("0"), 0)
+}
+
+func useHugePage(seed uint64) error {
+	m, err := unix.Mmap(-1, 0, hugetlbSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
+	if err != nil {
+		return fmt.Errorf("mmap of a huge page: %w", err)
+	}
+	if err := stamp(m, seed); err != nil {
+		return errors.Join(err, unix.Munmap(m))
+	}
+	return errors.Join(checkStamps(m), unix.Munmap(m))
+}
