@@ -84,7 +84,7 @@ static int begin(bool *what, const char *name)
 		*what = true;
 	spin_unlock(&guard_lock);
 	if (ret == NOTIFY_BAD)
-		pr_warn("%s refused: a session is under way\n", name);
+		pr_warn_ratelimited("%s refused: a session is under way\n", name);
 	return ret;
 }
 
@@ -138,7 +138,7 @@ static int may_change_cpus(unsigned int cpu, const char *way)
 {
 	if (!smp_load_acquire(&cpus_fixed))
 		return 0;
-	pr_warn("CPU %u may not go %s: memory is frozen\n", cpu, way);
+	pr_warn_ratelimited("CPU %u may not go %s: memory is frozen\n", cpu, way);
 	return -EBUSY;
 }
 
