@@ -27,6 +27,8 @@ const (
 const (
 	caseTimeout = 5 * time.Minute
 	pollPause   = 100 * time.Millisecond
+	// Under load, a kernel with KASAN takes a minute to prepare and freeze.
+	slownessOfKASAN = 12
 )
 
 // steadyLoad goes on beside most cases: frozen memory that nobody writes is easy to restore.
@@ -73,6 +75,8 @@ var idleCases = []endCase{
 // bench is the guest.
 type bench struct {
 	*guest.Guest
+	// slowness multiplies what is waited for.
+	slowness time.Duration
 }
 
 // state is what must be the same before and after.
@@ -109,7 +113,8 @@ func (s state) compare(now state) (shared int, err error) {
 
 // try runs a case with the module loaded for it alone.
 func (b *bench) try(ctx context.Context, c endCase, r *caseResult) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, caseTimeout, fmt.Errorf("not done after %v", caseTimeout))
+	timeout := caseTimeout * b.slowness
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done after %v", timeout))
 	defer cancel()
 	begin := time.Now()
 	if _, err := b.Run(ctx, "insmod", guestModule); err != nil {
@@ -278,7 +283,7 @@ func deadline(ctx context.Context, b *bench) error {
 // killedOwnersDeadline: the deadline of a session ends with it. A session that
 // follows one whose owner was killed must live on when the former one's time is up.
 func killedOwnersDeadline(ctx context.Context, b *bench) error {
-	const former = 12 * time.Second
+	former := 12 * time.Second * b.slowness
 	first, err := guestsession.Start(ctx, b.Guest)
 	if err != nil {
 		return err

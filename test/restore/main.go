@@ -108,7 +108,12 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	if _, err := g.Run(ctx, "insmod", guestPGTables); err != nil {
 		return err
 	}
-	b := &bench{Guest: g}
+	b := &bench{Guest: g, slowness: 1}
+	if kasan, err := kernel.Configured("KASAN"); err != nil {
+		return err
+	} else if kasan {
+		b.slowness = slownessOfKASAN
+	}
 	if err := b.underLoad(ctx, steadyLoad, func() error { return b.tryAll(ctx, cases, o.only, r) }); err != nil {
 		return err
 	}
