@@ -208,6 +208,9 @@ func dump(args []string, out io.Writer) error {
 	if d.target.stdout {
 		out = os.Stderr
 	}
+	if err := engine.RefuseHugePages(); err != nil {
+		d.log.Warn("memory may wait for a stuck CPU", "error", err)
+	}
 	unlock, err := engine.LockMemory()
 	if err != nil {
 		d.log.Warn("memory is not locked", "error", err)

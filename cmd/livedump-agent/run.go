@@ -120,6 +120,9 @@ func run(args []string, out io.Writer) error {
 		return err
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(r.log.Handler()))
+	if err := engine.RefuseHugePages(); err != nil {
+		r.log.Warn("memory may wait for a stuck CPU", "error", err)
+	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("how to reach the API server: %w", err)
