@@ -65,6 +65,10 @@ const (
 // spinFor bounds the spinning if the test cannot end it, for the guest's sake.
 const spinFor = 15 * time.Minute
 
+// patience is how long one operation in the guest may take on two busy processors without KVM. It is
+// less than spinFor: what waits for a stuck CPU must not get it after all.
+const patience = 3 * time.Minute
+
 // machine is the guest under test.
 type machine struct {
 	options
@@ -99,6 +103,13 @@ func run(ctx context.Context, o options) (err error) {
 			"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "workqueue.watchdog_thresh=0",
 			// What the scheduler has put on such a CPU waits with it, the guest's own init too.
 			fmt.Sprintf("isolcpus=%d,%d", o.CPUs-2, o.CPUs-1),
+			// The kernel spreads devices' interrupts among all CPUs. Those of the port over which
+			// this test commands the guest would wait on the CPU that takes none.
+			fmt.Sprintf("irqaffinity=0-%d", o.CPUs-3),
+			// Where khugepaged joins the pages of a process, which by default may be the guest's init, it interrupts
+			// every CPU and waits, with the process's mmap lock held. The agent has to keep itself out of that:
+			// refusesHugePages checks it.
+			"transparent_hugepage=madvise",
 		},
 		Disks: []guest.Disk{{Image: m.image, Serial: "livedump-target"}},
 		Files: []guest.File{
@@ -156,8 +167,32 @@ func (m *machine) scenarios(ctx context.Context) (in judge.Input, err error) {
 	return in, nil
 }
 
+// within does one operation in the guest, which must end whatever CPUs are stuck. Who waits for whom if it
+// does not is in the guest's memory, which is kept for crash and drgn.
+func (m *machine) within(ctx context.Context, what string, operation func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := operation(bounded)
+	if err == nil || bounded.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	core := filepath.Join(m.Out, "hung.kdump")
+	return errors.Join(fmt.Errorf("%s did not end within %v, the guest's memory is in %s: %w", what, patience, core, err),
+		m.Dump(ctx, core, guest.DumpZlib))
+}
+
 func (m *machine) set(ctx context.Context, file, value string) error {
-	return m.Put(ctx, file, 0o644, strings.NewReader(value))
+	return m.within(ctx, fmt.Sprintf("writing %q to %s", value, file), func(ctx context.Context) error {
+		return m.Put(ctx, file, 0o644, strings.NewReader(value))
+	})
+}
+
+func (m *machine) observe(ctx context.Context) (o *judge.Observation, err error) {
+	err = m.within(ctx, "looking at the guest's tasks", func(ctx context.Context) error {
+		o, err = judge.Observe(ctx, m.Guest)
+		return err
+	})
+	return o, err
 }
 
 func (m *machine) restored(ctx context.Context, before guest.PageTables) error {
@@ -184,6 +219,9 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if err := d.waitFor(ctx, string(engine.StepFreeze)); err != nil {
 		return in, err
 	}
+	if err := m.refusesHugePages(ctx, d.cmd.PID); err != nil {
+		return in, err
+	}
 	trial.Step("CPU %d spins with preemption off, CPU %d with interrupts off", preemptOff, interruptsOff)
 	for file, cpu := range map[string]int{"preempt_off": preemptOff, "interrupts_off": interruptsOff} {
 		if err := m.set(ctx, stuck+file, fmt.Sprintf("%d %d", cpu, spinFor.Milliseconds())); err != nil {
@@ -193,7 +231,7 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
 		return in, err
 	}
-	if in.Expect.Before, err = judge.Observe(ctx, m.Guest); err != nil {
+	if in.Expect.Before, err = m.observe(ctx); err != nil {
 		return in, err
 	}
 	in.Expect.Active = map[int]judge.ActiveTask{}
@@ -210,14 +248,14 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	}
 	trial.Step("freeze, and complete the dump")
 	d.proceed()
-	if err := m.complete(ctx, d); err != nil {
+	if err := m.within(ctx, "the dump", func(ctx context.Context) error { return m.complete(ctx, d) }); err != nil {
 		return in, err
 	}
 	// The CPUs are stuck to the last byte.
 	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
 		return in, err
 	}
-	if in.Expect.After, err = judge.Observe(ctx, m.Guest); err != nil {
+	if in.Expect.After, err = m.observe(ctx); err != nil {
 		return in, err
 	}
 	trial.Step("release the CPUs")
@@ -236,26 +274,38 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	return in, guestdump.CopyOff(ctx, m.image, in.Dump, r)
 }
 
+// refusesHugePages checks that khugepaged would leave a process alone, however the guest is set.
+func (m *machine) refusesHugePages(ctx context.Context, pid int) error {
+	status, err := m.ReadFile(ctx, fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(status), "\nTHP_enabled:\t0\n") {
+		return fmt.Errorf("khugepaged may keep the agent waiting for a stuck CPU: its status is\n%s", status)
+	}
+	return nil
+}
+
 // spinning waits until exactly these CPUs spin.
 func (m *machine) spinning(ctx context.Context, cpus string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("CPUs %s do not spin", cpus))
-	defer cancel()
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		text, err := m.ReadFile(ctx, stuck+"spinning")
-		if err != nil {
-			return err
+	return m.within(ctx, "waiting for CPUs "+cpus+" to spin", func(ctx context.Context) error {
+		ticker := time.NewTicker(100 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			text, err := m.ReadFile(ctx, stuck+"spinning")
+			if err != nil {
+				return err
+			}
+			if strings.TrimSpace(string(text)) == cpus {
+				return nil
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return fmt.Errorf("CPUs %q spin: %w", strings.TrimSpace(string(text)), ctx.Err())
+			}
 		}
-		if strings.TrimSpace(string(text)) == cpus {
-			return nil
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	})
 }
 
 // complete waits until the target has the header that makes it a dump, which is written last.
@@ -385,8 +435,10 @@ func (m *machine) erase() error {
 
 // waitFor waits until the agent has come to a step that it pauses at.
 func (d *dump) waitFor(ctx context.Context, step string) error {
-	_, err := d.said.Wait(ctx, d.cmd, regexp.MustCompile("(?m)^paused before "+regexp.QuoteMeta(step)+`\s*$`))
-	return err
+	return d.m.within(ctx, "the agent's way to "+step, func(ctx context.Context) error {
+		_, err := d.said.Wait(ctx, d.cmd, regexp.MustCompile("(?m)^paused before "+regexp.QuoteMeta(step)+`\s*$`))
+		return err
+	})
 }
 
 func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
@@ -394,7 +446,7 @@ func (d *dump) proceed() { _, _ = d.input.Write([]byte("\n")) }
 // wait returns the agent's report, also if it failed.
 func (d *dump) wait(ctx context.Context) (*engine.Report, error) {
 	d.input.Close()
-	runErr := d.cmd.Wait(ctx)
+	runErr := d.m.within(ctx, "the agent's end", d.cmd.Wait)
 	d.log.Close()
 	var exit *guest.ExitError
 	if runErr != nil && !errors.As(runErr, &exit) {
