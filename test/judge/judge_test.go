@@ -142,6 +142,31 @@ func TestCrashTakesTicksForFaster(t *testing.T) {
 	}
 }
 
+func TestCrashNamesTheFunctionUnlessItMisreads(t *testing.T) {
+	const heading = "PID: 119      TASK: ffff98ed04daddc0  CPU: 2    COMMAND: \"stuck\"\n"
+	const interrupted = heading + " #0 [ffffaf4a400ecfe8] __sysvec_call_function_single at ffffffff9564fb4c\n"
+	cpus := "PID: 0  TASK: ffff98ed04daddc1  CPU: 0  COMMAND: \"swapper/0\"\n #0 [ffffaf4a400ecfe8] default_idle at ffffffff9564fb4c\n" +
+		"PID: 0  TASK: ffff98ed04daddc2  CPU: 1  COMMAND: \"swapper/1\"\n #0 [ffffaf4a400ecfe8] default_idle at ffffffff9564fb4c\n"
+	want := map[int]ActiveTask{2: {TID: 119, Function: "spins"}}
+	for name, test := range map[string]struct {
+		text, want string
+	}{
+		"named":           {heading + "    [exception RIP: spins+34]\n", ""},
+		"not named":       {interrupted, "spins is not in"},
+		"misread":         {interrupted + misreadIRQStack, ""},
+		"misread another": {interrupted + strings.Replace(heading, "CPU: 2", "CPU: 3", 1) + misreadIRQStack, "spins is not in"},
+		"another task":    {strings.Replace(interrupted, "119", "120", 1) + misreadIRQStack, "task 120, want 119"},
+	} {
+		err := checkActive(cpus+test.text, 3, want)
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
+
 // Each change is one thing that can be wrong with a dump, and each must be told.
 func TestCrashOfBadDump(t *testing.T) {
 	for name, test := range map[string]struct {
