@@ -62,6 +62,12 @@ const (
 	stuck       = "/sys/module/livedump_stuck/parameters/"
 )
 
+// Files in the directory for results.
+const (
+	agentLog = "agent.log"
+	hungCore = "hung.kdump"
+)
+
 // spinFor bounds the spinning if the test cannot end it, for the guest's sake.
 const spinFor = 15 * time.Minute
 
@@ -83,6 +89,12 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
+	}
+	// What an earlier run has left would be taken for this one's.
+	for _, name := range []string{agentLog, hungCore} {
+		if err := os.RemoveAll(filepath.Join(o.Out, name)); err != nil {
+			return err
+		}
 	}
 	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
@@ -176,7 +188,7 @@ func (m *machine) within(ctx context.Context, what string, operation func(contex
 	if err == nil || bounded.Err() == nil || ctx.Err() != nil {
 		return err
 	}
-	core := filepath.Join(m.Out, "hung.kdump")
+	core := filepath.Join(m.Out, hungCore)
 	return errors.Join(fmt.Errorf("%s did not end within %v, the guest's memory is in %s: %w", what, patience, core, err),
 		m.Dump(ctx, core, guest.DumpZlib))
 }
@@ -405,7 +417,7 @@ func (m *machine) startDumpOn(ctx context.Context, mask string, flags ...string)
 	if mask != "" {
 		argv = []string{"taskset", mask}
 	}
-	log, err := os.OpenFile(filepath.Join(m.Out, "agent.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(filepath.Join(m.Out, agentLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
