@@ -103,8 +103,11 @@ func TestModuleFiles(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"modules.dep": "kernel/a.ko:\nkernel/b-c.ko: kernel/a.ko\n" +
-			"kernel/d.ko: kernel/b-c.ko kernel/a.ko\n",
+			"kernel/d.ko: kernel/b-c.ko kernel/a.ko\n" +
+			"kernel/sum_fast.ko:\nkernel/sum_generic.ko: kernel/lib.ko\nkernel/lib.ko:\nkernel/sum_other.ko:\n",
 		"modules.builtin": "kernel/ext4.ko\n",
+		"modules.softdep": "# a comment\nsoftdep d pre: crypto-sum e post: a\nsoftdep f post: a\n",
+		"modules.alias":   "alias crypto-sum sum_fast\nalias crypto-sum sum_generic\nalias crypto-sum sum_other\n",
 	} {
 		if err := os.WriteFile(filepath.Join(modules, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -115,7 +118,7 @@ func TestModuleFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"kernel/a.ko", "kernel/b-c.ko", "kernel/d.ko"}; !slices.Equal(got, want) {
+	if want := []string{"kernel/a.ko", "kernel/b-c.ko", "kernel/lib.ko", "kernel/sum_generic.ko", "kernel/d.ko"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if _, err := k.ModuleFiles("missing"); err == nil {

@@ -131,7 +131,7 @@ func (k *Kernel) FetchVmlinux(ctx context.Context) (string, error) {
 }
 
 // ModuleFiles returns the modules of the given names and all that they depend
-// on, as paths relative to ModulesDir, in the order in which to load them.
+// on, softly too (ext4 asks for crc32c by its algorithm), as paths relative to ModulesDir, in the order in which to load them.
 // Modules that are built into the kernel are left out. Dashes and underscores
 // in names mean the same.
 func (k *Kernel) ModuleFiles(names ...string) ([]string, error) {
@@ -143,26 +143,76 @@ func (k *Kernel) ModuleFiles(names ...string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	soft, err := readSoftDeps(k.ModulesDir(), deps)
+	if err != nil {
+		return nil, err
+	}
 	var files []string
 	seen := map[string]bool{}
-	for _, name := range names {
-		name = moduleName(name)
-		dep, ok := deps[name]
-		if !ok {
-			if builtin[name] {
+	var add func(name string)
+	add = func(name string) {
+		// modules.dep lists the module, then what it needs, nearest first.
+		dep := deps[name]
+		for i := len(dep) - 1; i >= 0; i-- {
+			if seen[dep[i]] {
 				continue
 			}
+			seen[dep[i]] = true
+			for _, before := range soft[moduleName(dep[i])] {
+				add(before)
+			}
+			files = append(files, dep[i])
+		}
+	}
+	for _, name := range names {
+		name = moduleName(name)
+		if _, ok := deps[name]; !ok && !builtin[name] {
 			return nil, fmt.Errorf("kernel %s has no module %s", k.Release, name)
 		}
-		// modules.dep lists the module, then what it needs, nearest first.
-		for i := len(dep) - 1; i >= 0; i-- {
-			if !seen[dep[i]] {
-				seen[dep[i]] = true
-				files = append(files, dep[i])
+		add(name)
+	}
+	return files, nil
+}
+
+// readSoftDeps returns for a module which others want to be loaded before it. Where it names what these do, and several
+// do it, that is the one that needs no certain processor.
+func readSoftDeps(dir string, deps map[string][]string) (map[string][]string, error) {
+	lines, err := os.ReadFile(filepath.Join(dir, "modules.softdep"))
+	if err != nil {
+		return nil, err
+	}
+	aliases, err := os.ReadFile(filepath.Join(dir, "modules.alias"))
+	if err != nil {
+		return nil, err
+	}
+	doing := map[string]string{}
+	for _, line := range strings.Split(string(aliases), "\n") {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "alias" {
+			if strings.HasSuffix(f[2], "_generic") || doing[f[1]] == "" {
+				doing[f[1]] = moduleName(f[2])
 			}
 		}
 	}
-	return files, nil
+	soft := map[string][]string{}
+	for _, line := range strings.Split(string(lines), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 4 || f[0] != "softdep" || f[2] != "pre:" {
+			continue
+		}
+		for _, before := range f[3:] {
+			if before == "post:" {
+				break
+			}
+			name := moduleName(before)
+			if _, ok := deps[name]; !ok {
+				name = doing[before]
+			}
+			if _, ok := deps[name]; ok {
+				soft[moduleName(f[1])] = append(soft[moduleName(f[1])], name)
+			}
+		}
+	}
+	return soft, nil
 }
 
 // moduleName turns a path or a name into the name that the kernel uses.
