@@ -26,7 +26,10 @@ static bool looked_at_elsewhere(unsigned long va, int level)
 {
 	const struct ld_va_range espfix = { ESPFIX_BASE_ADDR, ESPFIX_BASE_ADDR + P4D_SIZE };
 #ifdef CONFIG_KASAN
-	const struct ld_va_range shadow = { KASAN_SHADOW_START, KASAN_SHADOW_END };
+	/* The kernel fills the whole entry of the top level in which the shadow begins. */
+	const struct ld_va_range shadow = {
+		round_down(KASAN_SHADOW_START, level_size(top_level())), KASAN_SHADOW_END
+	};
 #endif
 	const struct ld_va_range *r[] = {
 		&ld_direct_map, &ld_vmemmap, &ld_vmalloc, &ld_modules, &ld_image, &espfix,
