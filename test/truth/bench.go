@@ -101,6 +101,9 @@ func (b *bench) close() error {
 	return errors.Join(b.guest.Stop(), os.Remove(b.image))
 }
 
+// loadNeeds is the option of the kernel that a load is about, where Debian has kernels without it.
+var loadNeeds = map[string]string{"thp": "TRANSPARENT_HUGEPAGE", hugetlbLoad: "HUGETLBFS"}
+
 // all makes every dump that was asked for.
 func (b *bench) all(ctx context.Context, r *Report) error {
 	if slices.Equal(b.o.loads, allLoads) {
@@ -114,6 +117,16 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			if b.o.lacksNIC(provide.NICsOf(b.kernel), name) {
 				trial.Step("without the load %s: no driver for its devices, no network namespaces, or no IOMMU", name)
 				continue
+			}
+			if option := loadNeeds[name]; option != "" {
+				has, err := b.kernel.Configured(option)
+				if err != nil {
+					return err
+				}
+				if !has {
+					trial.Step("without the load %s: the kernel has no CONFIG_%s", name, option)
+					continue
+				}
 			}
 			b.o.loads = append(b.o.loads, name)
 		}
