@@ -22,6 +22,9 @@ import (
 	"livedump.io/test/trial"
 )
 
+// slownessOfKASAN: on a kernel that checks every access, a session's freeze outlasts the shortest deadline otherwise.
+const slownessOfKASAN = 12
+
 // Paths in the guest.
 const (
 	guestModule       = "/opt/livedump.ko"
@@ -126,7 +129,13 @@ func (t *test) boot(ctx context.Context, name string, words []string, files ...g
 // program runs a part of the guest's program and shows what it says.
 func (t *test) program(ctx context.Context, argv ...string) error {
 	trial.Step("abi %s", strings.Join(argv, " "))
-	c := t.guest.Command(append([]string{guestProgram}, argv...)...)
+	command := []string{guestProgram}
+	if kasan, err := t.kernel.Configured("KASAN"); err != nil {
+		return err
+	} else if kasan {
+		command = []string{"env", fmt.Sprint("ABI_SLOWNESS=", slownessOfKASAN), guestProgram}
+	}
+	c := t.guest.Command(append(command, argv...)...)
 	c.Stdout, c.Stderr = os.Stdout, os.Stdout
 	return c.Run(ctx)
 }

@@ -739,6 +739,7 @@ struct legacy {
 	uint64_t max_pfn, to_dump, acked;
 	uint8_t seen[1 << 21];		/* acknowledged page frames: 8 GiB */
 	uint64_t hash[1 << 21];		/* of what came first; 0: nothing to compare */
+	unsigned char first[1 << 21][LIVEDUMP_PAGE_SIZE];	/* what it was; takes no memory where nothing is put */
 };
 
 #define ACCESSED_DIRTY	0x60	/* in an entry of a page table */
@@ -777,8 +778,13 @@ static void leave_behind(struct legacy *l, uint32_t mode)
 	freeze(fd, &f);
 	reader_init(&r, 100, p.max_pfn);
 	while ((n = reader_next(&r, fd))) {
-		for (i = 0; i < n; i++)
-			l->hash[r.pages[i].pfn] = hash_of(&r, i);
+		for (i = 0; i < n; i++) {
+			uint64_t pfn = r.pages[i].pfn;
+
+			l->hash[pfn] = hash_of(&r, i);
+			if (r.pages[i].flags & LIVEDUMP_PAGE_TABLE)
+				memcpy(l->first[pfn], r.data + i * (size_t)LIVEDUMP_PAGE_SIZE, LIVEDUMP_PAGE_SIZE);
+		}
 		if (batch++ % 3)
 			continue;
 		EXPECT(acknowledge(fd, r.pages, n, &acked), 0);
@@ -803,9 +809,27 @@ static void leave_behind(struct legacy *l, uint32_t mode)
 	churn();
 }
 
+/* The words of a page table that differ: which bits, tells who wrote them. */
+static void say_difference(const struct legacy *l, const struct reader *r, unsigned int i)
+{
+	const uint64_t *first = (const uint64_t *)l->first[r->pages[i].pfn];
+	const uint64_t *again = (const uint64_t *)(r->data + i * (size_t)LIVEDUMP_PAGE_SIZE);
+	int k, said = 0;
+
+	if (!(r->pages[i].flags & LIVEDUMP_PAGE_TABLE))
+		return;
+	for (k = 0; k < LIVEDUMP_PAGE_SIZE / 8 && said < 8; k++)
+		if ((first[k] ^ again[k]) & ~(uint64_t)ACCESSED_DIRTY) {
+			say("case: entry %d was %016llx, came as %016llx", k,
+			    (unsigned long long)first[k], (unsigned long long)again[k]);
+			said++;
+		}
+}
+
 static void acknowledged_once(uint32_t mode)
 {
-	struct legacy *l = mmap(NULL, sizeof(*l), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct legacy *l = mmap(NULL, sizeof(*l), PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int fd = open_device(), ready[2], status, err;
 	struct livedump_takeover t;
 	struct livedump_stats s;
@@ -846,9 +870,11 @@ static void acknowledged_once(uint32_t mode)
 		for (i = 0; i < n; i++) {
 			uint64_t first = l->hash[r.pages[i].pfn], again = hash_of(&r, i);
 
-			if (first && again && first != again)
+			if (first && again && first != again) {
+				say_difference(l, &r, i);
 				fail("page %llx came again with another content (flags %x)",
 				     r.pages[i].pfn, r.pages[i].flags);
+			}
 			compared += first && again;
 		}
 	EXPECT(r.reported, l->to_dump);
@@ -871,6 +897,14 @@ static void acknowledged(void)
 {
 	acknowledged_once(LIVEDUMP_MODE_BEST_EFFORT);
 	acknowledged_once(LIVEDUMP_MODE_STRICT);
+}
+
+/* Of the kernel, by whoever has booted it: how many times as long a session takes. */
+static uint64_t slowness(void)
+{
+	const char *n = getenv("ABI_SLOWNESS");
+
+	return n ? strtoull(n, NULL, 10) : 1;
 }
 
 static void deadlines(void)
@@ -914,7 +948,7 @@ static void deadlines(void)
 	close(fd);
 
 	/* An orphan has the deadline of its session, not a new one. */
-	owner_start(&o, "orphan", 3600 * 1000, 2000, 1, NULL);
+	owner_start(&o, "orphan", 3600 * 1000, 2000 * slowness(), 1, NULL);
 	owner_kill(&o);
 	fd = open_device();
 	WAIT_FOR(takeover(fd, "other name", NULL) == ESRCH);
