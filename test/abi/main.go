@@ -129,13 +129,18 @@ func (t *test) boot(ctx context.Context, name string, words []string, files ...g
 // program runs a part of the guest's program and shows what it says.
 func (t *test) program(ctx context.Context, argv ...string) error {
 	trial.Step("abi %s", strings.Join(argv, " "))
-	command := []string{guestProgram}
+	command := []string{"env"}
 	if kasan, err := t.kernel.Configured("KASAN"); err != nil {
 		return err
 	} else if kasan {
-		command = []string{"env", fmt.Sprint("ABI_SLOWNESS=", slownessOfKASAN), guestProgram}
+		command = append(command, fmt.Sprint("ABI_SLOWNESS=", slownessOfKASAN))
 	}
-	c := t.guest.Command(append(command, argv...)...)
+	if lacks, err := t.lacks("IA32_EMULATION"); err != nil {
+		return err
+	} else if lacks != "" {
+		command = append(command, "ABI_NO_32BIT=1")
+	}
+	c := t.guest.Command(append(append(command, guestProgram), argv...)...)
 	c.Stdout, c.Stderr = os.Stdout, os.Stdout
 	return c.Run(ctx)
 }

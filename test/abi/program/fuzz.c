@@ -238,7 +238,7 @@ static void some_call(struct dice *d)
 	} else if (one_in(d, 10)) {
 		arg = (void *)some_pointer(d);
 	}
-	if (one_in(d, 6) && (uintptr_t)arg < 0xffffffff)
+	if (one_in(d, 6) && (uintptr_t)arg < 0xffffffff && !getenv("ABI_NO_32BIT"))
 		count(request, call32(fd, (uint32_t)request, (uint32_t)(uintptr_t)arg));
 	else
 		count(request, call(fd, request, arg));

@@ -10,6 +10,9 @@
  *	abi crash-kernel IMAGE INITRAMFS COMMANDLINE	loads them for a panic
  *	abi hold [GRACE_MS]	freezes, says so, and waits to be killed
  *
+ * Of the kernel it is told in the environment: ABI_SLOWNESS, how many times as long a session takes, and
+ * ABI_NO_32BIT, that it has no 32-bit calls.
+ *
  * Ends with status 0 and "abi: ..." as the last line, or with FAILED and the reason.
  */
 #include "abi.h"
