@@ -111,18 +111,24 @@ static void mark_hot(const struct ld_pfns *p)
 		set_bit(pfn, ld_hot);
 }
 
-/* What the words of a per-CPU area point to may have been freed long ago. */
-static bool __no_sanitize_address is_idle_task_of(unsigned long va, int cpu)
+/*
+ * What a word of a per-CPU area points to may have been freed long ago, be no object at all, and
+ * not be in the direct map any more: a task is several pages long, and any may be secret memory.
+ */
+static bool is_idle_task_of(unsigned long va, int cpu)
 {
 	const struct task_struct *t = (const struct task_struct *)va;
 	char comm[TASK_COMM_LEN], name[TASK_COMM_LEN];
+	unsigned int flags;
+	pid_t pid;
 
 	if (va < ld_direct_map.start || va >= ld_direct_map.end || va % L1_CACHE_BYTES)
 		return false;
 	if (ld_va_to_pfn(va) >= ld_max_pfn || ld_va_to_pfn(va + sizeof(*t) - 1) >= ld_max_pfn)
 		return false;
-	/* Not strncmp() there: it may be no object at all, which KASAN would report. */
-	if (t->pid || !is_idle_task(t) || copy_from_kernel_nofault(comm, t->comm, sizeof(comm)))
+	if (get_kernel_nofault(pid, &t->pid) || pid ||
+	    get_kernel_nofault(flags, &t->flags) || !(flags & PF_IDLE) ||
+	    copy_from_kernel_nofault(comm, t->comm, sizeof(comm)))
 		return false;
 	snprintf(name, sizeof(name), "swapper/%d", cpu);
 	return !strncmp(comm, name, sizeof(comm));

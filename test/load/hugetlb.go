@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -15,33 +14,20 @@ import (
 )
 
 const (
-	hugetlbFile = "/proc/sys/vm/nr_hugepages"
-	// hugetlbOptimize has the kernel map the struct pages of a huge page's tails to one page, and give back the memory of theirs.
-	hugetlbOptimize = "/proc/sys/vm/hugetlb_optimize_vmemmap"
-	hugetlbPages    = 16
-	hugetlbSize     = 2 << 20
+	hugetlbFile  = "/proc/sys/vm/nr_hugepages"
+	hugetlbPages = 16
+	hugetlbSize  = 2 << 20
 )
 
 var hugetlbLoad = load{
 	name:  "hugetlb",
-	about: "huge pages of the pool (hugetlb), reserved, used and given back, with the kernel's saving of struct pages where it has that",
+	about: "huge pages of the pool (hugetlb), gathered, used and given back",
 	start: func(e *env) (*work, error) {
 		before, err := os.ReadFile(hugetlbFile)
 		if err != nil {
 			return nil, err
 		}
 		e.atEnd(func() error { return os.WriteFile(hugetlbFile, before, 0) })
-		optimize, err := os.ReadFile(hugetlbOptimize)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			return nil, err
-		default:
-			e.atEnd(func() error { return os.WriteFile(hugetlbOptimize, optimize, 0) })
-			if err := os.WriteFile(hugetlbOptimize, []byte("1"), 0); err != nil {
-				return nil, err
-			}
-		}
 		return &work{round: hugetlbRound}, nil
 	},
 }

@@ -102,7 +102,7 @@ func (b *bench) close() error {
 }
 
 // loadNeeds is the option of the kernel that a load is about, where Debian has kernels without it.
-var loadNeeds = map[string]string{"thp": "TRANSPARENT_HUGEPAGE", hugetlbLoad: "HUGETLBFS"}
+var loadNeeds = map[string]string{"thp": "TRANSPARENT_HUGEPAGE", "hugetlb": "HUGETLBFS"}
 
 // all makes every dump that was asked for.
 func (b *bench) all(ctx context.Context, r *Report) error {
@@ -222,8 +222,6 @@ const (
 	changeCode
 	// changePresence takes pages out of the direct map.
 	changePresence
-	// changeVmemmap maps the struct pages of huge pages' tails to one page.
-	changeVmemmap
 )
 
 // compareTables checks that the sessions left nothing behind, but for what the load explains.
@@ -241,8 +239,6 @@ func compareTables(before, after guest.PageTables, by changes) error {
 		return err
 	case changePresence:
 		return before.Compare(after, guest.RegionVmemmap)
-	case changeVmemmap:
-		return before.Compare(after, guest.RegionDirect, guest.RegionImage)
 	default:
 		return before.Compare(after, guest.StableRegions...)
 	}
@@ -378,9 +374,6 @@ func (b *bench) explain(ctx context.Context, list []Mismatch) error {
 // codeLoads make the kernel load code: modules, BPF programs.
 var codeLoads = append([]string{"limit", "module", "bpf", "network", "vmalloc", "ext4", "xfs", codeLoad}, nicLoads...)
 
-// hugetlbLoad has the kernel remap the struct pages of huge pages.
-const hugetlbLoad = "hugetlb"
-
 // load is a program in the guest that keeps it busy.
 type load struct {
 	cmd     *guest.Cmd
@@ -395,9 +388,6 @@ func (b *bench) startLoad(ctx context.Context, name string) (*load, error) {
 		if slices.Contains(codeLoads, kind) {
 			l.changes = changeCode
 		}
-	}
-	if slices.Contains(kinds, hugetlbLoad) {
-		l.changes = changeVmemmap
 	}
 	if name == "idle" || name == codeLoad || name == ringLoad {
 		return l, nil
