@@ -71,7 +71,7 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
 	b.guest, err = guest.Start(ctx, guest.Config{
 		Kernel: kernel, Dir: o.Out, Console: filepath.Join(o.Out, "guest.log"),
-		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: append(o.words, "secretmem.enable=1"),
+		MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, NUMANodes: o.nodes, CPU: o.cpu, Hostname: "livedump-guest", Append: slices.Concat(o.words, []string{"secretmem.enable=1"}, patience),
 		Disks: []guest.Disk{{Image: b.image, Serial: "livedump-target"}}, NICPairs: o.nicModels(provide.NICsOf(kernel)), IOMMU: o.iommu,
 		Files: append(files, []guest.File{
 			{Path: guestModule, Source: module("kmod-instrumented", "livedump.ko")},
@@ -95,6 +95,10 @@ func newBench(ctx context.Context, o options, kernel *guest.Kernel) (b *bench, e
 	}
 	return b, nil
 }
+
+// patience is for the kernel's watchdogs: the instruments hash all memory inside the stop. On 10 GiB, with 8 CPUs on two
+// busy processors, that took 24 s, and a lockup is 20 by default.
+var patience = []string{"watchdog_thresh=60", "rcupdate.rcu_cpu_stall_timeout=120", "workqueue.watchdog_thresh=120"}
 
 // close ends the guest and removes the disk.
 func (b *bench) close() error {
