@@ -75,6 +75,9 @@ const spinFor = 15 * time.Minute
 // less than spinFor: what waits for a stuck CPU must not get it after all.
 const patience = 3 * time.Minute
 
+// slownessOfKASAN multiplies it on a kernel that checks every access.
+const slownessOfKASAN = 4
+
 // machine is the guest under test.
 type machine struct {
 	options
@@ -182,9 +185,17 @@ func (m *machine) scenarios(ctx context.Context) (in judge.Input, err error) {
 // within does one operation in the guest, which must end whatever CPUs are stuck. Who waits for whom if it
 // does not is in the guest's memory, which is kept for crash and drgn.
 func (m *machine) within(ctx context.Context, what string, operation func(context.Context) error) error {
+	patience := patience
+	kasan, err := m.kernel.Configured("KASAN")
+	if err != nil {
+		return err
+	}
+	if kasan {
+		patience *= slownessOfKASAN
+	}
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := operation(bounded)
+	err = operation(bounded)
 	if err == nil || bounded.Err() == nil || ctx.Err() != nil {
 		return err
 	}
