@@ -1206,7 +1206,8 @@ static bool use_16_bit_stack(void)
 /*
  * To return to a 16-bit stack segment the kernel writes a page of its own (espfix) when it is nearly
  * out, on a stack of a page and with no state to take a fault in: the module must
- * have left that page writable.  Whoever may use modify_ldt() can have that done.
+ * have left that page writable.  Whoever may use modify_ldt() can have that done.  This sees that
+ * the return works while memory is frozen; with a fault it did so too, for want of anything else on the stack.
  */
 static void returns_to_16_bit_stacks(void)
 {
