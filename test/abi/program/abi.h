@@ -46,6 +46,8 @@ unsigned int reader_next(struct reader *r, int fd);
 void reader_rest(struct reader *r, int fd, uint64_t expected);
 
 uint64_t now_ms(void);
+/* Of the kernel, by whoever has booted it: how many times as long a session takes; 1 if nobody said. */
+uint64_t slowness(void);
 void write_file(const char *path, const char *text, int *err);
 unsigned long read_number(const char *path);
 /* Polls until the condition holds; fails after a minute. */

@@ -176,6 +176,13 @@ uint64_t now_ms(void)
 	return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+uint64_t slowness(void)
+{
+	const char *n = getenv("ABI_SLOWNESS");
+
+	return n ? strtoull(n, NULL, 10) : 1;
+}
+
 void pause_shortly(void)
 {
 	struct timespec t = { .tv_nsec = 2000000 };

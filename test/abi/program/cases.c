@@ -899,14 +899,6 @@ static void acknowledged(void)
 	acknowledged_once(LIVEDUMP_MODE_STRICT);
 }
 
-/* Of the kernel, by whoever has booted it: how many times as long a session takes. */
-static uint64_t slowness(void)
-{
-	const char *n = getenv("ABI_SLOWNESS");
-
-	return n ? strtoull(n, NULL, 10) : 1;
-}
-
 static void deadlines(void)
 {
 	static unsigned char buf[8192] __attribute__((aligned(4096)));

@@ -169,9 +169,9 @@ static void sensible(struct dice *d, unsigned long request, union argument *a)
 		if (one_in(d, 4))
 			a->prepare.reserve_bytes = (8 + below(d, 64)) << 20;
 		if (one_in(d, 3))
-			a->prepare.deadline_ms = 1 + below(d, 2000);
+			a->prepare.deadline_ms = 1 + below(d, 2000 * slowness());
 		if (one_in(d, 2))
-			a->prepare.grace_ms = 1 + below(d, 3000);
+			a->prepare.grace_ms = 1 + below(d, 3000 * slowness());
 		if (one_in(d, 4))
 			a->prepare.flags = below(d, LIVEDUMP_PREPARE_FLAGS + 1);
 		break;
@@ -479,7 +479,7 @@ static void play(uint64_t seed)
 {
 	struct sigaction sa = { .sa_handler = on_signal };	/* without SA_RESTART */
 	struct dice d = { seed };
-	unsigned int i, ms = 200 + below(&d, 3000);
+	unsigned int i, ms = (200 + below(&d, 3000)) * slowness();
 	uint64_t until = now_ms() + ms;
 
 	sigaction(SIGUSR1, &sa, NULL);
@@ -569,8 +569,8 @@ int run_fuzz(uint64_t seed, unsigned int seconds)
 		fail("no memory");
 	while (now_ms() < until) {
 		struct dice d = { seed * 1000003 + round };
-		uint64_t kill_at = one_in(&d, 3) ? now_ms() + below(&d, 2500) : UINT64_MAX;
-		uint64_t hung_at = now_ms() + 120000;
+		uint64_t kill_at = one_in(&d, 3) ? now_ms() + below(&d, 2500 * slowness()) : UINT64_MAX;
+		uint64_t hung_at = now_ms() + 120000 * slowness();
 		pid_t pid;
 
 		snprintf(name, sizeof(name), "round %llu", (unsigned long long)round);
