@@ -20,9 +20,6 @@ import (
 // errNotItsTurn: another LiveDump took the turn between the decision and the deed.
 var errNotItsTurn = errors.New("it is another LiveDump's turn")
 
-// seedPage is how many LiveDumps are read at a time when a controller begins.
-const seedPage = 200
-
 // turns are the LiveDumps that have begun and that the cache may still show as waiting. Two LiveDumps of a node must
 // never run together, and who runs is read from the cache, which shows the controller's own writes late. So
 // what begins is noted here first, and what the controller before this one let begin is read once
@@ -98,21 +95,16 @@ func (t *turns) seed(ctx context.Context, reader client.Reader, now time.Time) e
 		return nil
 	}
 	t.begun = map[types.UID]turn{}
-	list := &v1alpha1.LiveDumpList{}
-	for {
-		if err := reader.List(ctx, list, client.Limit(seedPage), client.Continue(list.Continue)); err != nil {
-			return fmt.Errorf("listing LiveDumps that have begun: %w", err)
+	for dump, err := range allLiveDumps(ctx, reader) {
+		if err != nil {
+			return fmt.Errorf("looking for LiveDumps that have begun: %w", err)
 		}
-		for i := range list.Items {
-			if dump := &list.Items[i]; dump.Status.StartTime != nil && !ended(dump) {
-				t.begun[dump.UID] = turn{dump.DeepCopy(), now}
-			}
-		}
-		if list.Continue == "" {
-			t.seeded = true
-			return nil
+		if dump.Status.StartTime != nil && !ended(dump) {
+			t.begun[dump.UID] = turn{dump.DeepCopy(), now} // a chunk is not to stay for one of its LiveDumps
 		}
 	}
+	t.seeded = true
+	return nil
 }
 
 // cacheLag is after how long a LiveDump that the cache does not have at all is taken for deleted.

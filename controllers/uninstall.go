@@ -125,16 +125,11 @@ func (u *Uninstaller) unlabel(ctx context.Context) error {
 // each calls do for every LiveDump there is.
 func (u *Uninstaller) each(ctx context.Context, do func(*v1alpha1.LiveDump) error) error {
 	var errs []error
-	list := &v1alpha1.LiveDumpList{}
-	for {
-		if err := u.Client.List(ctx, list, client.Limit(seedPage), client.Continue(list.Continue)); err != nil {
-			return fmt.Errorf("listing LiveDumps: %w", err)
+	for dump, err := range allLiveDumps(ctx, u.Client) {
+		if err == nil {
+			err = do(dump)
 		}
-		for i := range list.Items {
-			errs = append(errs, do(&list.Items[i]))
-		}
-		if list.Continue == "" {
-			return errors.Join(errs...)
-		}
+		errs = append(errs, err)
 	}
+	return errors.Join(errs...)
 }

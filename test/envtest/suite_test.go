@@ -33,6 +33,7 @@ import (
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -104,7 +105,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("installing the chart: %w", err)
 	}
 	stopped := make(chan error, 1)
-	mgr, err := newManager()
+	mgr, err := newManager(nil)
 	if err != nil {
 		return 1, err
 	}
@@ -193,8 +194,9 @@ func install(ctx context.Context) error {
 	})
 }
 
-// newManager runs the controllers with the rights of the chart's service account.
-func newManager() (ctrl.Manager, error) {
+// newManager runs the controllers with the rights of the chart's service account. With reader they read what is in no
+// cache; nil is the manager's own.
+func newManager(reader client.Reader) (ctrl.Manager, error) {
 	selector, err := labels.Parse("app.kubernetes.io/name=livedump,app.kubernetes.io/instance=" + release + ",app.kubernetes.io/component=agent")
 	if err != nil {
 		return nil, err
@@ -210,14 +212,19 @@ func newManager() (ctrl.Manager, error) {
 		Scheme:  scheme,
 		Cache:   controllers.CacheOptions(config),
 		Metrics: metricsserver.Options{BindAddress: "0"},
+		// A test may have another manager in this process.
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
 	})
 	if err != nil {
 		return nil, err
 	}
+	if reader == nil {
+		reader = mgr.GetAPIReader()
+	}
 	return mgr, controllers.SetupWithManager(mgr,
-		&controllers.LiveDumpReconciler{Config: config, Client: mgr.GetClient(), Reader: mgr.GetAPIReader(),
+		&controllers.LiveDumpReconciler{Config: config, Client: mgr.GetClient(), Reader: reader,
 			Recorder: mgr.GetEventRecorder(controllers.FieldManager), Clock: now},
-		&controllers.PlacementReconciler{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Clock: now, Linger: linger})
+		&controllers.PlacementReconciler{Client: mgr.GetClient(), Reader: reader, Clock: now, Linger: linger})
 }
 
 // as gives the rights of a service account of the release.
