@@ -32,7 +32,8 @@ type Agent struct {
 	Status StatusWriter
 	// NodeName is the node's name in the API, BootID the ID of its running boot.
 	NodeName, BootID string
-	// Dump makes one dump and returns when memory is thawed and the target is either a dump or marked as none.
+	// Dump makes one dump and returns when memory is thawed and the target is either a dump or marked as none. If memory takes longer,
+	// it calls Options.Unthawed meanwhile.
 	Dump func(ctx context.Context, dump *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error)
 	// Unload takes the module out of the kernel; that it is not loaded is no error.
 	Unload func() error
@@ -63,6 +64,8 @@ type Agent struct {
 type job struct {
 	dump   *v1alpha1.LiveDump
 	cancel context.CancelCauseFunc
+	// unthawed: it has ended, and is being reported, but memory is not thawed yet. Under Agent.mu.
+	unthawed bool
 }
 
 // PointReport comes before the end of a dump is reported: the module is unloaded.
@@ -207,8 +210,16 @@ func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Tim
 	}
 	a.mu.Lock()
 	if a.draining || a.running != nil {
-		draining := a.draining
+		draining, before := a.draining, a.running
+		unthawed := before != nil && before.unthawed
 		a.mu.Unlock()
+		if unthawed && !resume {
+			// As long as a CPU is stuck; and a dump of the time after that is not what was asked for.
+			p.set(now, dump.Generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionFalse, v1alpha1.ReasonNotReached, "the dump ended before")
+			p.set(now, dump.Generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, v1alpha1.ReasonNodeBusy, fmt.Sprintf(
+				"session %s of the dump before is not thawed yet, which takes until every CPU has scheduled: is one stuck?", sessionOf(before.dump)))
+			return a.write(ctx, p)
+		}
 		if draining {
 			return ctrl.Result{}, nil // the next agent will take it
 		}
@@ -264,21 +275,35 @@ func (a *Agent) end(j *job, ran bool) {
 	a.jobs.Done()
 }
 
-// work makes the dump and sees to it that its end is reported.
+// work makes the dump and sees to it that its end is reported, once.
 func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limit time.Duration, log *slog.Logger) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, engine.ErrDeadline)
 	defer cancel()
 	pub := a.publish(p, j.dump.Generation, log)
 	o.Progress = pub.progress
+	var reported chan struct{} // if the report came before the thaw: closed when it is delivered
+	o.Unthawed = func(report *engine.Report, err error) {
+		a.mu.Lock()
+		j.unthawed = true
+		a.mu.Unlock()
+		final := finalPart(pub.stop(), j.dump, report, err, stillThawing, a.Clock.Now())
+		reported = make(chan struct{})
+		go func() {
+			defer close(reported)
+			a.deliver(final, log)
+		}()
+	}
 	if canceled(j.dump) {
 		j.cancel(engine.ErrCanceled) // what the process before this one has begun is only ended
 	}
 	report, err := a.Dump(ctx, j.dump, o)
-	p = pub.stop()
+	if reported == nil {
+		p = pub.stop()
+	}
 	if errors.Is(err, engine.ErrLeft) {
 		return // the next agent reports
 	}
-	// Before the end is reported: the controller takes the agent away then.
+	// Before the end is reported, if memory is thawed: the controller takes the agent away then.
 	module := "unloaded after the dump"
 	if uerr := a.Unload(); uerr != nil {
 		module = uerr.Error()
@@ -286,11 +311,18 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 	} else {
 		log.Info("module unloaded")
 	}
+	if reported != nil {
+		<-reported
+		return
+	}
 	if a.OnPoint != nil {
 		a.OnPoint(ctx, PointReport)
 	}
 	a.deliver(finalPart(p, j.dump, report, err, module, a.Clock.Now()), log)
 }
+
+// stillThawing is what is said of the module if the end is reported before the thaw.
+const stillThawing = "not unloaded when this was reported, for memory was not thawed yet: that takes until every CPU has scheduled, and one may be stuck"
 
 // finalPart is the agent's last word on a LiveDump.
 func finalPart(p Part, dump *v1alpha1.LiveDump, r *engine.Report, err error, module string, now time.Time) Part {
@@ -304,7 +336,7 @@ func finalPart(p Part, dump *v1alpha1.LiveDump, r *engine.Report, err error, mod
 		p.Progress = v1alpha1.Progress{PagesTotal: int64(r.PagesToDump), PagesWritten: int64(r.PagesToDump),
 			BytesWritten: int64(r.SizeBytes), Percent: 100, LastUpdateTime: metav1.NewTime(now)}
 		p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionTrue, v1alpha1.ReasonComplete,
-			fmt.Sprintf("%d pages in %d bytes%s, read back and verified%s", r.PagesDumped, r.SizeBytes, inParts(r), takenOver(r)))
+			fmt.Sprintf("%d pages in %d bytes%s, read back and verified%s%s", r.PagesDumped, r.SizeBytes, inParts(r), takenOver(r), unthawed(r)))
 		return p
 	}
 	reason := engine.Reason(err)
@@ -315,7 +347,7 @@ func finalPart(p Part, dump *v1alpha1.LiveDump, r *engine.Report, err error, mod
 		}
 		p.set(now, generation, v1alpha1.ConditionModuleLoaded, metav1.ConditionFalse, moduleReason, message)
 	}
-	p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, reason, err.Error())
+	p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionFalse, reason, err.Error()+unthawed(r))
 	return p
 }
 
@@ -389,6 +421,14 @@ func inParts(r *engine.Report) string {
 		return ""
 	}
 	return fmt.Sprintf(" in %d parts", len(r.Parts))
+}
+
+// unthawed says if memory was not thawed when the dump had ended.
+func unthawed(r *engine.Report) string {
+	if !r.Unthawed {
+		return ""
+	}
+	return "; memory was not thawed yet when this was reported"
 }
 
 // takenOver says if more than one agent made the dump.

@@ -98,7 +98,9 @@ type machine struct {
 	options   engine.Options
 
 	finish chan error // what a dump returns
+	thaw   chan error // what a dump that ends before the thaw says then
 	began  chan struct{}
+	over   chan struct{} // closed when the test has ended
 }
 
 func (m *machine) dump(ctx context.Context, _ *v1alpha1.LiveDump, o engine.Options) (*engine.Report, error) {
@@ -111,6 +113,15 @@ func (m *machine) dump(ctx context.Context, _ *v1alpha1.LiveDump, o engine.Optio
 	r.Module.How, r.Module.Version = "loaded", "1"
 	m.began <- struct{}{}
 	select {
+	case err := <-m.thaw:
+		early := *r
+		early.Unthawed = true
+		o.Unthawed(&early, err)
+		select { // the kernel decides when it is over, not the context
+		case <-m.finish:
+		case <-m.over:
+		}
+		return r, err
 	case err := <-m.finish:
 		return r, err
 	case <-ctx.Done():
@@ -181,7 +192,7 @@ func newBench(t *testing.T, dumps ...*v1alpha1.LiveDump) *bench {
 		builder.WithObjects(d)
 	}
 	b := &bench{T: t, api: &apiServer{Client: builder.Build(), t: t}, clock: clocktesting.NewFakeClock(testStart.Add(time.Minute)),
-		node: &machine{finish: make(chan error), began: make(chan struct{}, 8)}}
+		node: &machine{finish: make(chan error), thaw: make(chan error), began: make(chan struct{}, 8), over: make(chan struct{})}}
 	b.agent = &Agent{
 		Reader: b.api, Status: b.api, NodeName: "n1", BootID: "boot-1", Dump: b.node.dump,
 		Unload: func() error {
@@ -212,6 +223,7 @@ func newBench(t *testing.T, dumps ...*v1alpha1.LiveDump) *bench {
 	t.Cleanup(func() { // nothing may be left running
 		giveUp := make(chan struct{})
 		close(giveUp)
+		close(b.node.over)
 		b.api.setRefuse(func(Part) error { return apierrors.NewNotFound(resource, "ended by the test") })
 		stop := make(chan struct{})
 		defer close(stop)
@@ -325,6 +337,95 @@ func TestSuccess(t *testing.T) {
 	if dumps, unloads := b.node.count(); dumps != 1 || unloads != 1 {
 		t.Errorf("%d dumps, %d unloads", dumps, unloads)
 	}
+}
+
+// TestReportedBeforeTheThaw: while a CPU is stuck memory is not thawed, and the end of the dump is reported all the same, once. The module
+// stays, and another LiveDump hears why it cannot begin.
+func TestReportedBeforeTheThaw(t *testing.T) {
+	for _, c := range []struct {
+		name, reason string
+		err          error
+		status       metav1.ConditionStatus
+	}{
+		{"complete", v1alpha1.ReasonComplete, nil, metav1.ConditionTrue},
+		{"failed", v1alpha1.ReasonReserveExhausted, session.ErrReserveExhausted, metav1.ConditionFalse},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			second := newDump("e")
+			second.UID = "99999999-2222-3333-4444-555555555555"
+			b := newBench(t, newDump("d"), second)
+			b.reconcile("d")
+			<-b.node.began
+			b.node.thaw <- c.err
+			b.waitFor("the report", func() bool {
+				return meta.FindStatusCondition(b.get("d").Status.Conditions, v1alpha1.ConditionCaptured).Reason == c.reason
+			})
+			b.wantCaptured("d", c.status, c.reason)
+			d := b.get("d")
+			if (d.Status.Result != nil) != (c.err == nil) {
+				t.Errorf("result: %+v", d.Status.Result)
+			}
+			for _, kind := range []string{v1alpha1.ConditionCaptured, v1alpha1.ConditionModuleLoaded} {
+				if m := meta.FindStatusCondition(d.Status.Conditions, kind).Message; !strings.Contains(m, "not thawed yet") {
+					t.Errorf("%s: %q", kind, m)
+				}
+			}
+			if _, unloads := b.node.count(); unloads != 0 {
+				t.Error("the module was unloaded under the session")
+			}
+			written := len(b.api.written())
+
+			// The controller ends it, which the dump does not hear of any more; and it may be gone soon.
+			setCondition(d, v1alpha1.ConditionSucceeded, c.status, c.reason)
+			if err := b.api.Status().Update(context.Background(), d); err != nil {
+				t.Fatal(err)
+			}
+			b.reconcile("d")
+			if err := b.agent.Tidy(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			b.reconcile("e")
+			b.wantCaptured("e", metav1.ConditionFalse, v1alpha1.ReasonNodeBusy)
+			if m := meta.FindStatusCondition(b.get("e").Status.Conditions, v1alpha1.ConditionCaptured).Message; !strings.Contains(m, testUID) {
+				t.Errorf("it does not say for which session it cannot begin: %q", m)
+			}
+			written++
+
+			b.node.finish <- nil
+			b.waitIdle()
+			if dumps, unloads := b.node.count(); dumps != 1 || unloads != 1 {
+				t.Errorf("after the thaw: %d dumps, %d unloads", dumps, unloads)
+			}
+			if n := len(b.api.written()); n != written {
+				t.Errorf("%d writes, want %d: the end is reported once", n, written)
+			}
+			b.reconcile("d")
+			if dumps, _ := b.node.count(); dumps != 1 {
+				t.Error("the dump that has ended was begun again")
+			}
+		})
+	}
+}
+
+// TestThawBeforeTheReport: memory is thawed while the API server is away. The dump goes on to be reported, and no other is begun until then.
+func TestThawBeforeTheReport(t *testing.T) {
+	b := newBench(t, newDump("d"))
+	b.reconcile("d")
+	<-b.node.began
+	var tries atomic.Int32
+	b.api.setRefuse(func(Part) error { tries.Add(1); return errors.New("connection refused") })
+	b.node.thaw <- nil
+	b.node.finish <- nil
+	stop := make(chan struct{})
+	defer close(stop)
+	go b.tick(stop)
+	b.waitFor("the report to be tried again and again", func() bool { return tries.Load() >= 8 })
+	if _, unloads := b.node.count(); unloads != 1 {
+		t.Error("the module stays for the sake of the API server")
+	}
+	b.api.setRefuse(nil)
+	b.waitIdle()
+	b.wantCaptured("d", metav1.ConditionTrue, v1alpha1.ReasonComplete)
 }
 
 func TestFailure(t *testing.T) {

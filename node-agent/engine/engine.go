@@ -80,6 +80,10 @@ type Options struct {
 	// Progress, if not nil, is called now and then, and at every step. It must not block for long. It is called by
 	// one goroutine at a time.
 	Progress func(Progress)
+	// Unthawed, if not nil, is called once if it is known how the dump ended, and memory is not thawed yet, which it is not while a CPU
+	// is stuck. The target is given up by then, and Progress is not called any more. What only the thaw will tell is not in that
+	// report, which is the caller's own. Dump returns when memory is thawed. It must not block.
+	Unthawed func(*Report, error)
 	// OnStep, if not nil, is called before each step, and at the points below, and may wait: for tests that need a dump
 	// at a known place.
 	OnStep func(context.Context, Step)
@@ -139,19 +143,19 @@ func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
 	if o.KeepPages { // what is kept for readers is not given back page by page
 		o.Grace = 0
 	}
-	r := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
-	r.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(),
+	d := &dump{engine: e, options: o, log: e.Log.With("session", o.UUID.String())}
+	d.report = &Report{Session: o.UUID.String(), StartedAt: e.Now().UTC(),
 		Compression: o.Codec.String(), DumpLevel: uint32(o.Level)}
 	complaints := func() []string { return nil }
 	if e.KernelLog != nil {
 		complaints = e.KernelLog()
 	}
-	err := r.run(ctx)
-	r.endStep()
-	if err != nil && r.leaving(err) && !r.left {
-		err = r.leave(err)
+	err := d.run(ctx)
+	d.endStep()
+	if err != nil && d.leaving(err) && !d.left {
+		err = d.leave(err)
 	}
-	if err != nil && o.Resume && r.session == nil && !errors.Is(err, ErrLeft) {
+	if err != nil && o.Resume && d.session == nil && !errors.Is(err, ErrLeft) && !errors.Is(err, ErrUnreported) {
 		// It ended before it came to the session that there may be.
 		if _, aerr := e.Abandon(context.WithoutCancel(ctx), o.UUID); aerr != nil {
 			err = fmt.Errorf("%w; and thawing memory (the kernel does it after a while): %w", err, aerr)
@@ -161,19 +165,28 @@ func (e *Engine) Dump(ctx context.Context, o Options) (*Report, error) {
 	if said := complaints(); err != nil && ofModule(err) && len(said) > 0 {
 		err = fmt.Errorf("%w; the kernel's log says: %s", err, strings.Join(said, "; "))
 	}
+	d.conclude(err)
+	if d.isThawing() && o.Unthawed != nil && !errors.Is(err, ErrLeft) {
+		o.Unthawed(d.report.beforeThaw(), err)
+	}
+	d.endSession()
+	return d.report, err
+}
+
+// conclude takes note of how the dump ended.
+func (d *dump) conclude(err error) {
 	if errors.Is(err, ErrLeft) {
-		r.log.Info("left to the next agent", "frozen", !r.frozen.IsZero())
-		return r.report, err
+		d.log.Info("left to the next agent", "frozen", !d.frozen.IsZero())
+		return
 	}
-	r.report.TotalNS = e.Now().Sub(r.report.StartedAt).Nanoseconds()
+	d.report.TotalNS = d.engine.Now().Sub(d.report.StartedAt).Nanoseconds()
 	if err != nil {
-		r.report.Error, r.report.Reason = err.Error(), Reason(err)
-		r.log.Error("dump failed", "reason", r.report.Reason, "error", err)
-		return r.report, err
+		d.report.Error, d.report.Reason = err.Error(), Reason(err)
+		d.log.Error("dump failed", "reason", d.report.Reason, "error", err)
+		return
 	}
-	r.log.Info("dump complete", "bytes", r.report.SizeBytes, "sha256", r.report.SHA256, "pages", r.report.PagesDumped,
-		"lost", r.report.LostPages, "stop", time.Duration(r.report.FreezeNS))
-	return r.report, nil
+	d.log.Info("dump complete", "bytes", d.report.SizeBytes, "sha256", d.report.SHA256, "pages", d.report.PagesDumped,
+		"lost", d.report.LostPages, "stop", time.Duration(d.report.FreezeNS))
 }
 
 // dump is one dump under way.
@@ -189,11 +202,12 @@ type dump struct {
 	session session.Session
 	writer  format.Writer
 	frozen  time.Time // zero if memory is not frozen
-	// thawing: the thaw goes on while the target is completed; it tells its end.
-	thawing chan error
-	ram     []kdump.PFNRange
-	touched bool // block 0 of the target was written
-	left    bool // the target was left to another process
+	// thawing: the thaw, begun at thawStart, goes on while the target is completed; it tells its end.
+	thawing   chan error
+	thawStart time.Time
+	ram       []kdump.PFNRange
+	touched   bool // block 0 of the target was written
+	left      bool // the target was left to another process
 
 	abortOnce sync.Once
 	abortErr  error
@@ -210,6 +224,7 @@ type dump struct {
 	out     target.Random
 }
 
+// run makes the dump. Afterwards the target is given up, and the session, if there is one, is thawed or being thawed.
 func (d *dump) run(ctx context.Context) (err error) {
 	if err := d.begin(ctx, StepTarget); err != nil {
 		return err
@@ -246,27 +261,6 @@ func (d *dump) run(ctx context.Context) (err error) {
 	stopTicks := d.tick()
 	defer stopTicks()
 
-	// The session, if there comes to be one, ends with this function whatever happens.
-	defer func() {
-		if d.session == nil {
-			return
-		}
-		if d.thawing != nil {
-			if err := d.thawed(<-d.thawing); err != nil {
-				d.log.Warn("after the dump was complete", "error", err)
-			}
-		}
-		if err := d.session.Close(); err != nil {
-			d.log.Warn("ending the session", "error", err)
-		}
-	}()
-	defer func() {
-		for _, b := range d.buffers {
-			if ferr := b.Free(); ferr != nil {
-				d.log.Warn("freeing a buffer", "error", ferr)
-			}
-		}
-	}()
 	isDump, err := d.capture(ctx)
 	if err == nil {
 		d.point(ctx, StepThaw)
@@ -675,13 +669,12 @@ func (d *dump) meta(f session.Frozen, n session.Notes) kdump.Meta {
 	return m
 }
 
-// thaw ends the freeze and reads the statistics. With no session, or one that was not frozen, it does little.
 // thawPatience is how long the target waits for memory to be thawed. As a rule that takes a fraction of a second; while a
 // CPU is stuck the module lets every write through at once, but cannot give back its memory.
 const thawPatience = 10 * time.Second
 
-// thaw ends the session. If that takes longer than anybody should wait for, it goes on by itself, and whoever closes
-// the session waits for it.
+// thaw ends the freeze and reads the statistics. With no session, or one that was not frozen, it does little. If it takes longer than
+// anybody should wait for, it goes on by itself, and endSession waits for it.
 func (d *dump) thaw() error {
 	if d.session == nil {
 		return nil
@@ -690,6 +683,7 @@ func (d *dump) thaw() error {
 		return d.thawed(d.session.Thaw())
 	}
 	d.setStep(StepThaw)
+	d.thawStart = d.engine.Now()
 	// What may not be asked for while the session is being thawed.
 	if stats, err := d.session.Stats(); err == nil {
 		d.report.statistics(stats)
@@ -707,7 +701,51 @@ func (d *dump) thaw() error {
 	}
 	d.log.Warn("memory is not thawed yet: is a CPU stuck? completing the target meanwhile")
 	d.thawing = done
+	d.mu.Lock()
+	d.step = "" // how long it takes is not known yet
+	d.mu.Unlock()
 	return nil
+}
+
+// isThawing says whether the thaw goes on still.
+func (d *dump) isThawing() bool {
+	if d.thawing == nil {
+		return false
+	}
+	select {
+	case err := <-d.thawing:
+		d.thawedLate(err)
+		return false
+	default:
+		return true
+	}
+}
+
+// thawedLate takes note of a thaw that ended after the target had been completed.
+func (d *dump) thawedLate(err error) {
+	d.thawing = nil
+	d.report.Steps = append(d.report.Steps, StepReport{Name: string(StepThaw), NS: d.engine.Now().Sub(d.thawStart).Nanoseconds()})
+	if err := d.thawed(err); err != nil {
+		d.log.Warn("after the dump had ended", "error", err)
+	}
+}
+
+// endSession waits for the thaw, if need be, and gives everything back.
+func (d *dump) endSession() {
+	if d.thawing != nil {
+		d.log.Warn("waiting for memory to be thawed")
+		d.thawedLate(<-d.thawing)
+	}
+	if d.session != nil {
+		if err := d.session.Close(); err != nil {
+			d.log.Warn("ending the session", "error", err)
+		}
+	}
+	for _, b := range d.buffers {
+		if err := b.Free(); err != nil {
+			d.log.Warn("freeing a buffer", "error", err)
+		}
+	}
 }
 
 // thawed takes note of the end of the session.

@@ -552,36 +552,146 @@ func TestHangingDevice(t *testing.T) {
 	}
 }
 
-// TestHangingThaw: a CPU that is stuck keeps the module from giving back its memory. The dump must not wait for it.
-func TestHangingThaw(t *testing.T) {
-	m := testMemory(2000)
+// hangingThaw makes a dump whose thaw hangs, as while a CPU is stuck, and waits until it is reported. finish lets the thaw end and gives
+// what Dump returned.
+func hangingThaw(t *testing.T, m *sessiontest.Memory, target *file, change func(*Engine, *Options)) (early *Report, err error, finish func() (*Report, error)) {
+	t.Helper()
 	m.HoldThaw = make(chan struct{})
-	target := newFile(t, 256<<20)
-	e := testEngine(target, m)
+	e, o := testEngine(target, m), testOptions()
 	e.ThawPatience = time.Millisecond
-	done := make(chan error, 1)
+	type result struct {
+		r   *Report
+		err error
+	}
+	reported, done := make(chan result, 2), make(chan result, 1)
+	var ended atomic.Bool
+	o.Progress = func(p Progress) {
+		if ended.Load() {
+			t.Errorf("progress after the end: %+v", p)
+		}
+	}
+	o.Unthawed = func(r *Report, err error) {
+		ended.Store(true)
+		reported <- result{r, err}
+	}
+	change(e, &o)
 	go func() {
-		_, err := e.Dump(context.Background(), testOptions())
-		done <- err
+		r, err := e.Dump(context.Background(), o)
+		done <- result{r, err}
 	}()
-	waitFor(t, "the dump to be complete while the thaw hangs", func() bool {
-		head := make([]byte, 8)
-		_, err := target.ReadAt(head, 0)
-		return err == nil && string(head) == "KDUMP   "
-	})
+	var got result
+	select {
+	case got = <-reported:
+	case r := <-done:
+		t.Fatalf("Dump returned before the thaw: %v", r.err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("the end of the dump is not reported while the thaw hangs")
+	}
 	if !m.Open() || !m.Frozen() {
 		t.Error("the session was ended before it was thawed")
 	}
+	target.mu.Lock()
+	if !target.closed {
+		t.Error("the target is not given up when the end is reported")
+	}
+	target.mu.Unlock()
 	select {
-	case err := <-done:
-		t.Fatalf("the dump ended before the thaw: %v", err)
+	case r := <-done:
+		t.Fatalf("Dump returned before the thaw: %v", r.err)
 	default:
 	}
-	close(m.HoldThaw)
-	if err := <-done; err != nil {
-		t.Error(err)
+	return got.r, got.err, func() (*Report, error) {
+		close(m.HoldThaw)
+		r := <-done
+		if len(reported) != 0 {
+			t.Error("the end was reported twice")
+		}
+		checkEnded(t, m, true)
+		return r.r, r.err
 	}
-	checkEnded(t, m, true)
+}
+
+// thawSteps are the thaws among the steps.
+func thawSteps(r *Report) (n int) {
+	for _, s := range r.Steps {
+		if s.Name == string(StepThaw) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestHangingThaw: a CPU that is stuck keeps the module from giving back its memory. The dump, and the report of it, must not wait for
+// that; what is not known before the thaw is not in that report.
+func TestHangingThaw(t *testing.T) {
+	t.Run("complete", func(t *testing.T) {
+		m, target := testMemory(2000), newFile(t, 256<<20)
+		early, err, finish := hangingThaw(t, m, target, func(*Engine, *Options) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, rerr := kdump.NewReader(target.File, target.size)
+		if rerr != nil {
+			t.Fatalf("reported as complete: %v", rerr)
+		}
+		defer d.Close()
+		if early.PagesDumped != d.Pages() || early.SHA256 == "" || early.SizeBytes == 0 || early.Faults != 7 || early.Error != "" || early.TotalNS <= 0 {
+			t.Errorf("report: %+v", early)
+		}
+		if !early.Unthawed || early.FrozenForNS != 0 || thawSteps(early) != 0 {
+			t.Errorf("the report has a thaw that is not over: %v, frozen for %d, steps %v", early.Unthawed, early.FrozenForNS, early.Steps)
+		}
+		late, err := finish()
+		if err != nil || late.Unthawed || late.FrozenForNS <= 0 || thawSteps(late) != 1 || late.SHA256 != early.SHA256 {
+			t.Errorf("after the thaw: %v, %+v", err, late)
+		}
+		if early.FrozenForNS != 0 || thawSteps(early) != 0 {
+			t.Error("the report that was given away has changed")
+		}
+	})
+	t.Run("failed", func(t *testing.T) {
+		m, target := testMemory(20000), newFile(t, 128<<20)
+		target.failAfter, target.failWith = 8<<20, unix.EIO
+		early, err, finish := hangingThaw(t, m, target, func(*Engine, *Options) {})
+		if Reason(err) != v1alpha1.ReasonIOError || early.Reason != v1alpha1.ReasonIOError || early.Error == "" || !early.Unthawed {
+			t.Errorf("%v, report: %+v", err, early)
+		}
+		if rec, found := record(t, target.File); !found || rec.State != kdump.StateFailed {
+			t.Errorf("mark on the target: %v %s", found, rec.State)
+		}
+		if _, late := finish(); Reason(late) != v1alpha1.ReasonIOError {
+			t.Errorf("after the thaw: %v", late)
+		}
+	})
+	t.Run("nobody asks", func(t *testing.T) {
+		m := testMemory(2000)
+		r, err := testEngine(newFile(t, 256<<20), m).Dump(context.Background(), testOptions())
+		if err != nil || r.Unthawed || thawSteps(r) != 1 {
+			t.Errorf("%v, %+v", err, r)
+		}
+	})
+	// An agent that comes meanwhile has nothing to ask of the module, which would not answer it.
+	t.Run("another agent reports", func(t *testing.T) {
+		m, target := testMemory(2000), newFile(t, 256<<20)
+		early, err, finish := hangingThaw(t, m, target, func(_ *Engine, o *Options) { o.Grace = time.Minute })
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := testEngine(target, m)
+		next.OpenLoaded = func(context.Context) (session.Session, error) {
+			t.Error("the module was asked for a session that it cannot give")
+			return nil, session.ErrNoDevice
+		}
+		o := testOptions()
+		o.Grace, o.Resume = time.Minute, true
+		again, err := next.Dump(context.Background(), o)
+		if err != nil || again.SHA256 != early.SHA256 || again.PagesDumped != early.PagesDumped || again.Takeovers != 1 {
+			t.Errorf("%v, %+v", err, again)
+		}
+		if _, err := finish(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func waitFor(t *testing.T, what string, f func() bool) {

@@ -4,6 +4,8 @@ package engine
 
 import (
 	"encoding/hex"
+	"maps"
+	"slices"
 	"time"
 
 	"livedump.io/internal/kdump"
@@ -81,6 +83,8 @@ type Report struct {
 	MaxPFN      uint64       `json:"max_pfn"`
 	RAMPages    uint64       `json:"ram_pages"`
 	Steps       []StepReport `json:"steps"`
+	// Unthawed: this was measured before memory was thawed, and the thaw's numbers are missing.
+	Unthawed bool `json:"-"`
 	// Takeovers is how often another process went on with the dump.
 	Takeovers int `json:"takeovers,omitempty"`
 
@@ -114,6 +118,14 @@ type EntriesReport struct {
 type StepReport struct {
 	Name string `json:"name"`
 	NS   int64  `json:"ns"`
+}
+
+// beforeThaw is the report as it is now, and stays, while memory is being thawed.
+func (r *Report) beforeThaw() *Report {
+	c := *r
+	c.Unthawed = true
+	c.Steps, c.Parts, c.PagesByClass = slices.Clone(r.Steps), slices.Clone(r.Parts), maps.Clone(r.PagesByClass)
+	return &c
 }
 
 // ClassPages is the number of pages of a class in all RAM, as of the stop.

@@ -47,12 +47,22 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 	if err := d.begin(ctx, StepModule); err != nil {
 		return 0, err
 	}
+	var ok bool
+	d.out, ok = d.target.(target.Random)
+	journaled := ok && d.options.Grace > 0
+	// A dump that is complete needs no session. Thawing was begun before its target was completed, and as long as a CPU is stuck
+	// the module answers nobody.
+	if journaled {
+		if rec, found := d.leftOn(d.out); found && rec.State == kdump.StateComplete {
+			d.report.Takeovers++
+			return complete, d.reportAgain(ctx)
+		}
+	}
 	taken, err := d.takeOver(ctx)
 	if err != nil {
 		return 0, err
 	}
-	var ok bool
-	if d.out, ok = d.target.(target.Random); !ok || d.options.Grace == 0 {
+	if !journaled {
 		return 0, d.unjournaled()
 	}
 	rec, found, err := kdump.ReadRecord(d.out)
