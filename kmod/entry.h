@@ -107,11 +107,14 @@ static inline ld_entry protected_value(ld_entry v, bool leaf)
 }
 
 /**
- * protect_entry() - untouched -> protected, if the entry is writable
+ * protect_entry() - untouched -> protected, if the entry is writable and may be
  * @e: the entry
  * @level: its level
  *
  * Context: any, the stop included, which does little else: hence inline.  No TLB is flushed.
+ * An entry of level 2 that points to a table is left alone (wrprotect.c): set_memory_*() may have
+ * split a huge leaf since the caller looked.
+ *
  * Return: true if this call did it.
  */
 static inline bool protect_entry(ld_entry *e, int level)
@@ -122,7 +125,7 @@ static inline bool protect_entry(ld_entry *e, int level)
 		ld_entry was;
 
 		if ((v & (_PAGE_PRESENT | _PAGE_RW)) != (_PAGE_PRESENT | _PAGE_RW) ||
-		    (v & E_MARKS))
+		    (v & E_MARKS) || (level == LEVEL_PMD && !is_leaf(v, level)))
 			return false;
 		was = cmpxchg(e, v, protected_value(v, is_leaf(v, level)));
 		if (was == v)

@@ -191,6 +191,7 @@ bool ld_cpus_answer(unsigned int patience_us);
 /* ---- notes.c ---- */
 
 int ld_notes_prepare(void);
+void ld_notes_begin(void);
 void ld_notes_release(void);
 void ld_notes_capture_interrupted(int cpu, const struct pt_regs *regs);
 void ld_notes_capture_caller(int cpu, unsigned long caller);
@@ -559,6 +560,8 @@ static inline void ld_shadow_mark(void) { }
 #ifdef LIVEDUMP_TEST
 /* Is the test pretending that this machine has to be refused for that reason? */
 bool ld_pretend(enum livedump_refusal why);
+/* Is set_memory_*() to split a huge leaf of the plan that was just made? */
+bool ld_pretend_split(void);
 void ld_truth_init(void);
 void ld_truth_exit(void);
 int ld_truth_prepare(void);
@@ -569,6 +572,7 @@ bool ld_truth_spoils(const struct ld_va_range *r);
 bool ld_truth_skips(const char *what);
 #else
 static inline bool ld_pretend(enum livedump_refusal why) { return false; }
+static inline bool ld_pretend_split(void) { return false; }
 static inline void ld_truth_init(void) { }
 static inline void ld_truth_exit(void) { }
 static inline int ld_truth_prepare(void) { return 0; }

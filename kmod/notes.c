@@ -39,6 +39,12 @@ static void copy_partial(struct pt_regs *dst, struct unwind_state *s)
 	dst->flags = X86_EFLAGS_FIXED;
 }
 
+/* An attempt at the stop begins: who came in an earlier one may be offline by now. */
+void ld_notes_begin(void)
+{
+	cpumask_clear(&captured);
+}
+
 /* regs: the interrupted context, if it is known.  Interrupt or NMI context. */
 void ld_notes_capture_interrupted(int cpu, const struct pt_regs *regs)
 {

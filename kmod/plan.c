@@ -130,7 +130,7 @@ again:
 }
 
 /*
- * The plan is right while no table has come, gone or been replaced: in the direct map and vmemmap at
+ * The plan is right while, from before it was made, no table has come, gone or been replaced: in the direct map and vmemmap at
  * any level, in the other ranges down to the second, for what is below is found in the
  * stop.  Checked table by table in the stop, all CPUs sharing them: 4 KiB to read for
  * a gigabyte of RAM, and 256 KiB for the vmalloc area.
@@ -252,23 +252,27 @@ static int add_checked(const struct ld_va_range *r, ld_entry *table, int level, 
 	return err;
 }
 
-static int note_tables(void)
+/* Of the ranges that are protected by level: before they are planned. */
+static int note_level_tables(void)
 {
-	const struct {
-		const struct ld_va_range *range;
-		int lowest;
-	} r[] = {
-		{ &ld_direct_map, LEVEL_PMD }, { &ld_vmemmap, LEVEL_PMD },
-		{ &ld_vmalloc, LEVEL_PUD }, { &ld_modules, LEVEL_PUD }, { &ld_image, LEVEL_PUD },
-	};
-	int i, err = 0;
+	int err;
 
 	nr_checked = 0;
 	nr_pmd_tables = 0;
 	atomic_set(&checks_taken, 0);
 	atomic_set(&stale, 0);
+	err = add_checked(&ld_direct_map, top_table(), top_level(), LEVEL_PMD, top_base());
+	return err ?: add_checked(&ld_vmemmap, top_table(), top_level(), LEVEL_PMD, top_base());
+}
+
+/* Of those that are protected at their leaves: after all memory for the plan is there. */
+static int note_leaf_tables(void)
+{
+	const struct ld_va_range *r[] = { &ld_vmalloc, &ld_modules, &ld_image };
+	int i, err = 0;
+
 	for (i = 0; i < ARRAY_SIZE(r) && !err; i++)
-		err = add_checked(r[i].range, top_table(), top_level(), r[i].lowest, top_base());
+		err = add_checked(r[i], top_table(), top_level(), LEVEL_PUD, top_base());
 	return err;
 }
 
@@ -582,28 +586,60 @@ int ld_add_leaf_tables(int (*add)(unsigned long pfn))
 	return err;
 }
 
+/* split: a huge leaf was, so what was noted of the tables is out of date. */
+static int plan_levels(bool *split)
+{
+	int err = note_level_tables();
+
+	plan_len = 0;
+	add_level_tables(mark_hot);
+	err = err ?: ld_eager_plan(split);
+	if (err || ld_eager())
+		return err;
+	err = plan_table(&ld_direct_map, top_table(), top_level(), top_base(), split);
+	if (!err && !ld_truth_spoils(&ld_vmemmap))
+		err = plan_table(&ld_vmemmap, top_table(), top_level(), top_base(), split);
+	return err;
+}
+
+/* As set_memory_*() may do at any time. */
+static int split_planned(void)
+{
+	unsigned int i;
+	bool split;
+
+	for (i = 0; i < plan_len; i++) {
+		ld_entry *e = (ld_entry *)(plan[i] & ~7UL), v = READ_ONCE(*e);
+
+		if ((plan[i] & 7) == LEVEL_PMD && is_leaf(v, LEVEL_PMD))
+			return split_for_plan(e, v, LEVEL_PMD, &split);
+	}
+	return 0;
+}
+
+/* Where the kernel goes on making tables, the stop will notice and all is planned anew. */
+#define PASSES_MAX	8
+
 /*
- * Finds what to protect in the stop.  Splitting for the plan makes new tables,
- * but those come from the reserve, which is hot already; so one pass is
- * enough unless the kernel itself adds a table, which the fingerprint tells.
+ * Finds what to protect in the stop.  What the stop compares was noted before the plan was made, so
+ * that whatever set_memory_*() does from then on is noticed.  Splitting for the plan makes new
+ * tables, which come from the reserve and are hot already, but not noted: hence another pass.
  */
 int ld_wp_plan(void)
 {
 	struct ld_image_split image = { 0 };
-	bool split = false;
-	int err;
+	bool split = false, again;
+	int err, passes = 0;
 
-	plan_len = 0;
-	add_level_tables(mark_hot);
 	ld_for_each_leaf(&ld_image, split_hot_image, &image);
 	err = image.err;
-	err = err ?: ld_eager_plan(&split);
-	if (!ld_eager()) {
-		err = err ?: plan_table(&ld_direct_map, top_table(), top_level(), top_base(),
-					&split);
-		if (!err && !ld_truth_spoils(&ld_vmemmap))
-			err = plan_table(&ld_vmemmap, top_table(), top_level(), top_base(), &split);
-	}
+	do {
+		again = false;
+		err = err ?: plan_levels(&again);
+		split |= again;
+	} while (!err && again && ++passes < PASSES_MAX);
+	if (!err && ld_pretend_split())
+		err = split_planned();
 	/*
 	 * Old translations allow what the new ones do.  A CPU that does not answer is waited
 	 * for in the stop, where every one flushes.
@@ -617,7 +653,7 @@ int ld_wp_plan(void)
 	atomic_set(&pmd_taken, 0);
 	atomic_set(&plan_taken, 0);
 	ld_plan_reset();
-	return note_tables();
+	return note_leaf_tables();
 }
 
 /*

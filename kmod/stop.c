@@ -32,8 +32,9 @@
  * Late interrupts.  An interrupt of an attempt that was given up, or whose CPU came by
  * NMI, may still be pending.  Its handler sees that its attempt is over and returns.  For
  * each CPU at most one NMI of ours is on its way (ld_stop_cpu.nmi); whenever it comes, our handler
- * owns up to it, and to no other: an NMI that nobody owns up to is reported as an error of
- * the hardware.  The module cannot be unloaded before all have been taken (pin_while_pending()).
+ * owns up to it, and to one: an NMI that nobody owns up to is reported as an error of
+ * the hardware.  If an NMI of somebody else comes between the flag and ours, it is the one that is
+ * owned up to; ours then comes while that is handled, and the kernel expects such a second one.  The module cannot be unloaded before all have been taken (pin_while_pending()).
  *
  * Barriers: state is written with smp_store_release() and read with
  * smp_load_acquire(), so what the leader did before a phase (the changed
@@ -426,6 +427,7 @@ static int try_stop(const struct ld_stop_ops *ops, unsigned long caller,
 	attempt = attempt_of(state) + 1;
 	atomic64_set(&arrivals, (u64)attempt << 32);
 	atomic_set(&left, 0);
+	ld_notes_begin();
 	set_phase(attempt, GATHER);
 
 	/* The first CPU can be held from here on. */

@@ -1421,7 +1421,8 @@ int run_crash_kernel(const char *image, const char *initramfs, const char *words
 	return 0;
 }
 
-#define PRETEND	"/sys/module/livedump/parameters/pretend"
+#define PRETEND		"/sys/module/livedump/parameters/pretend"
+#define PRETEND_SPLITS	"/sys/module/livedump/parameters/pretend_splits"
 
 int run_pretend(void)
 {
@@ -1431,6 +1432,9 @@ int run_pretend(void)
 		LIVEDUMP_REFUSAL_TSC,
 	};
 	struct livedump_prepare p;
+	struct livedump_freeze f;
+	struct livedump_stats s;
+	struct reader r;
 	int fd = open_device(), err;
 	char text[12];
 	size_t i;
@@ -1446,10 +1450,23 @@ int run_pretend(void)
 	}
 	write_file(PRETEND, "0", &err);
 	EXPECT(err, 0);
+
+	/* Plans that are out of date when they are complete: the stop notices, and all is planned anew. */
 	fill_prepare(&p, "pretend");
 	prepare(fd, &p);
+	write_file(PRETEND_SPLITS, "2", &err);
+	EXPECT(err, 0);
+	freeze(fd, &f);
+	EXPECT(read_number(PRETEND_SPLITS), 0);
+	EXPECT(stats(fd, &s), 0);
+	if (s.stop_attempts < 3)
+		fail("a plan that was out of date was gone by: %u attempts", s.stop_attempts);
+	reader_init(&r, 256, p.max_pfn);
+	reader_rest(&r, fd, f.pages_to_dump);
+	reader_free(&r);
+	thaw(fd);
 	close(fd);
-	say("abi: %zu refusals", i);
+	say("abi: %zu refusals, and two plans that were out of date", i);
 	return 0;
 }
 
