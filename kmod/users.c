@@ -43,7 +43,7 @@ static void mark_writable(ld_entry v, int level)
 
 	for (; pfn < end; pfn++)
 		if (ld_page_is_ram(pfn))
-			__set_bit(pfn, ld_uncovered);
+			set_bit(pfn, ld_uncovered);	/* faults set bits next to it */
 }
 
 static void walk_table(unsigned long pfn, int level)
