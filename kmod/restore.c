@@ -121,11 +121,11 @@ static void unmark(ld_entry *e, ld_entry v, int level, unsigned long va, void *a
 			if (v & E_DIRTY)
 				n |= _PAGE_DIRTY;
 		}
+		/* If it is split at this moment its pieces have the marks: count that as well. */
+		++*(unsigned long *)arg;
 		was = cmpxchg(e, v, n);
-		if (was == v) {
-			++*(unsigned long *)arg;
+		if (was == v)
 			return;
-		}
 		v = was;
 	}
 }
