@@ -59,7 +59,13 @@ static void note_map(unsigned long va, struct page **pages, unsigned long n)
 		c->va = va;
 		c->pages = (unsigned long)pages;
 		c->n = n;
-		return;
+		/*
+		 * If the stop came in between, the call may be too late for those who look for
+		 * it: then the pages are saved.  Same CPU, so program order will do.
+		 */
+		barrier();
+		if (!READ_ONCE(ld_watch_frozen))
+			return;
 	}
 	for (i = 0; i < n; i++)
 		ld_page_save(page_to_pfn(pages[i]));
@@ -84,10 +90,14 @@ static void note_patch(unsigned long va, unsigned long bytes)
 	unsigned long at, last = bytes ? va + bytes - 1 : va;
 
 	for (at = va & PAGE_MASK; at <= last; at += PAGE_SIZE) {
+		if (!READ_ONCE(ld_watch_frozen)) {
+			WRITE_ONCE(patches[(unsigned int)atomic_inc_return(&nr_patches) % PATCHES_MAX],
+				   at);
+			/* As in note_map(). */
+			barrier();
+		}
 		if (READ_ONCE(ld_watch_frozen))
 			ld_page_save(ld_va_to_pfn(at));
-		else
-			patches[(unsigned int)atomic_inc_return(&nr_patches) % PATCHES_MAX] = at;
 	}
 }
 
