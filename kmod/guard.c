@@ -15,7 +15,7 @@
  *
  * And the other way round: PREPARE is refused while one of the first two goes on.
  * A reboot or kexec is not refused: it ends the session first, for other CPUs are
- * taken offline by it too.  A panic is left alone; the hook goes on mending faults.
+ * taken offline by it too, and none can begin any more.  A panic is left alone; the hook goes on mending faults.
  *
  * Notifiers must not take the session's lock: they run under locks (CPU hotplug,
  * memory hotplug) that the session takes while it holds its own.  They take
@@ -40,13 +40,16 @@ static bool present;		/* there is a session */
 static bool suspending;		/* from the question to the end of it */
 static bool memory_changing;
 static bool cpus_fixed;
+static bool going_down;
 
 int ld_guard_begin(void)
 {
 	int err = 0;
 
 	spin_lock(&guard_lock);
-	if (suspending)
+	if (going_down)
+		err = ld_refuse(LIVEDUMP_REFUSAL_SHUTDOWN, -EBUSY);
+	else if (suspending)
 		err = ld_refuse(LIVEDUMP_REFUSAL_SUSPEND, -EBUSY);
 	else if (memory_changing)
 		err = ld_refuse(LIVEDUMP_REFUSAL_MEMORY_HOTPLUG, -EBUSY);
@@ -130,6 +133,10 @@ static int on_memory(struct notifier_block *nb, unsigned long action, void *data
 
 static int on_reboot(struct notifier_block *nb, unsigned long action, void *data)
 {
+	spin_lock(&guard_lock);
+	going_down = true;
+	spin_unlock(&guard_lock);
+	/* A PREPARE that has not seen this has the session's lock, and is waited for. */
 	ld_session_end_for_reboot();
 	return NOTIFY_DONE;
 }

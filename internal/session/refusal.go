@@ -21,6 +21,7 @@ const (
 	RefusalVMCoreInfo
 	RefusalTSC
 	RefusalMemory
+	RefusalShutdown
 )
 
 var refusals = map[Refusal]string{
@@ -36,6 +37,7 @@ var refusals = map[Refusal]string{
 	RefusalVMCoreInfo:    "the kernel has no VMCOREINFO",
 	RefusalTSC:           "the machine has no usable time stamp counter",
 	RefusalMemory:        "not enough free memory for the reserve and the session's own tables",
+	RefusalShutdown:      "the machine goes down",
 }
 
 func (r Refusal) String() string {

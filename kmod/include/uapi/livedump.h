@@ -90,7 +90,7 @@ enum livedump_refusal {
 	LIVEDUMP_REFUSAL_SUSPEND	= 2,	/* EBUSY: suspend or hibernation is under way */
 	LIVEDUMP_REFUSAL_MEMORY_HOTPLUG	= 3,	/* EBUSY: memory is going on- or offline */
 	LIVEDUMP_REFUSAL_LOCKDOWN	= 4,	/* EPERM */
-	LIVEDUMP_REFUSAL_XEN_PV		= 5,	/* EOPNOTSUPP, and all that follow */
+	LIVEDUMP_REFUSAL_XEN_PV		= 5,	/* EOPNOTSUPP, and those to 11 */
 	LIVEDUMP_REFUSAL_TRACEPOINT	= 6,	/* no exceptions:page_fault_kernel, or no probe on it */
 	LIVEDUMP_REFUSAL_ENTRY_BITS	= 7,	/* somebody uses the page-table bits for marks */
 	LIVEDUMP_REFUSAL_STACKS		= 8,	/* kernel stacks lie in the direct map */
@@ -98,6 +98,7 @@ enum livedump_refusal {
 	LIVEDUMP_REFUSAL_VMCOREINFO	= 10,	/* the kernel has none */
 	LIVEDUMP_REFUSAL_TSC		= 11,	/* no time stamp counter */
 	LIVEDUMP_REFUSAL_MEMORY		= 12,	/* ENOMEM: too little for reserve and bookkeeping */
+	LIVEDUMP_REFUSAL_SHUTDOWN	= 13,	/* EBUSY: the machine goes down */
 };
 
 /*
