@@ -273,7 +273,11 @@ func (d *driver) fill(args []string) (answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		if available <= leave<<20 {
+		boost, err := watermarkBoost()
+		if err != nil {
+			return nil, err
+		}
+		if available <= leave<<20+boost {
 			return answer{"available": available}, nil
 		}
 		m, err := unix.Mmap(-1, 0, step, unix.PROT_READ|unix.PROT_WRITE,
@@ -283,6 +287,27 @@ func (d *driver) fill(args []string) (answer, error) {
 		}
 		d.filled = append(d.filled, m)
 	}
+}
+
+// watermarkBoost is, in bytes, what the kernel keeps free beyond its usual watermarks while it makes room for huge
+// pages. MemAvailable does not know of it, and who takes it is killed.
+func watermarkBoost() (uint64, error) {
+	text, err := os.ReadFile("/proc/zoneinfo")
+	if err != nil {
+		return 0, err
+	}
+	var pages uint64
+	for _, line := range strings.Split(string(text), "\n") {
+		// Kernels before 5.14 do not show it.
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "boost" {
+			n, err := strconv.ParseUint(f[1], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("/proc/zoneinfo: %w", err)
+			}
+			pages += n
+		}
+	}
+	return pages * session.PageSize, nil
 }
 
 // meminfo is a line of /proc/meminfo, in bytes.
