@@ -9,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
@@ -69,7 +71,7 @@ func (u *Uninstaller) cancel(ctx context.Context) (open int, err error) {
 	return open, err
 }
 
-// release ends what neither the controller nor an agent has ended, and takes the finalizers away.
+// release ends what neither the controller nor an agent has ended, and takes holders and finalizers away.
 func (u *Uninstaller) release(ctx context.Context) error {
 	return u.each(ctx, func(listed *v1alpha1.LiveDump) error {
 		// The controller, which is still there, may be at the same LiveDump.
@@ -101,7 +103,34 @@ func (u *Uninstaller) releaseOne(ctx context.Context, dump *v1alpha1.LiveDump) e
 			return err
 		}
 	}
+	if !controllerutil.ContainsFinalizer(dump, Finalizer) {
+		return nil // then it has no holder either
+	}
+	if err := u.removeHolder(ctx, r, dump); err != nil {
+		return err
+	}
 	return r.patch(ctx, dump, func() { controllerutil.RemoveFinalizer(dump, Finalizer) })
+}
+
+// removeHolder deletes the holder of a LiveDump that has ended: where the LiveDump stays, so would the pod, and with it the claim would
+// stay attached.
+func (u *Uninstaller) removeHolder(ctx context.Context, r *LiveDumpReconciler, dump *v1alpha1.LiveDump) error {
+	name := types.NamespacedName{Namespace: dump.Namespace, Name: holderName(dump)}
+	holder, err := get(ctx, u.Client, name, &corev1.Pod{})
+	if o := (&observation{dump: dump, holder: holder}); err == nil && o.owned() && holder.DeletionTimestamp == nil {
+		log.FromContext(ctx).Info("Deleting the holder pod", "pod", name, "liveDump", reference(dump), "session", dump.UID)
+		err = r.deleteHolder(ctx, holder)
+	}
+	if apierrors.IsForbidden(err) {
+		// Its namespace is not allowed any more, so there is no right to look, or it is being deleted, pods and all. The release must
+		// not stay for a right that never comes back.
+		log.FromContext(ctx).Error(err, "The holder pod, if there is one, is left", "pod", name, "liveDump", reference(dump), "session", dump.UID)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("deleting holder pod %s: %w", name, err)
+	}
+	return nil
 }
 
 // unlabel takes the controller's label off all nodes. The administrator's own value stays.

@@ -111,6 +111,13 @@ func TestUninstallWithoutController(t *testing.T) {
 	if is := second.get(running); is.Spec.DesiredState != v1alpha1.DesiredStateCancel {
 		t.Errorf("the agent of LiveDump %s is not told to end it: desiredState %s", is.Name, is.Spec.DesiredState)
 	}
+	// A LiveDump stays with its CRD, so nothing but this takes back what it holds on to.
+	second.await(running, v1alpha1.ConditionSucceeded, metav1.ConditionFalse, v1alpha1.ReasonCanceled)
+	second.awaitReleased(running)
+	first.awaitGone(dying)
+	if pod, err := first.holder(dying); err != nil || pod != nil && pod.DeletionTimestamp == nil {
+		t.Errorf("the holder of the LiveDump that was deleted: %v, %v", pod, err)
+	}
 	if further.Load() == 0 {
 		t.Error("all LiveDumps came at once: the test shows nothing")
 	}
