@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -274,7 +275,11 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	if err := m.within(ctx, "the dump", func(ctx context.Context) error { return m.complete(ctx, d) }); err != nil {
 		return in, err
 	}
-	// The CPUs are stuck to the last byte.
+	// That is what the agent reports, though memory is not thawed.
+	if err := d.waitForEnd(ctx); err != nil {
+		return in, err
+	}
+	// The CPUs are stuck until after the last byte, and the report.
 	if err := m.spinning(ctx, fmt.Sprintf("%d-%d", preemptOff, interruptsOff)); err != nil {
 		return in, err
 	}
@@ -291,6 +296,9 @@ func (m *machine) dumpStuck(ctx context.Context) (in judge.Input, err error) {
 	}
 	trial.Step("frozen in %.1f ms: CPUs arrived after %.1f ms, in attempt %d",
 		float64(r.FreezeNS)/1e6, float64(r.RendezvousNS)/1e6, r.StopAttempts)
+	if thawed := slices.ContainsFunc(r.Steps, func(s engine.StepReport) bool { return s.Name == string(engine.StepThaw) }); !thawed || r.FrozenForNS == 0 {
+		return in, fmt.Errorf("the thaw is not in the last report: %+v", r.Steps)
+	}
 	if r.CPUs != m.CPUs || r.LostPages != 0 {
 		return in, fmt.Errorf("registers of %d CPUs, %d pages lost", r.CPUs, r.LostPages)
 	}
@@ -460,6 +468,14 @@ func (m *machine) erase() error {
 func (d *dump) waitFor(ctx context.Context, step string) error {
 	return d.m.within(ctx, "the agent's way to "+step, func(ctx context.Context) error {
 		_, err := d.said.Wait(ctx, d.cmd, regexp.MustCompile("(?m)^paused before "+regexp.QuoteMeta(step)+`\s*$`))
+		return err
+	})
+}
+
+// waitForEnd waits until the agent has given the target up and waits for nothing but the thaw.
+func (d *dump) waitForEnd(ctx context.Context) error {
+	return d.m.within(ctx, "the end of the dump, before the thaw", func(ctx context.Context) error {
+		_, err := d.said.Wait(ctx, d.cmd, regexp.MustCompile(`(?s)"dump complete".*"waiting for memory to be thawed"`))
 		return err
 	})
 }
