@@ -128,7 +128,7 @@ func Resume(t target.Random, j *kdump.Journal, opts kdump.Options) (Writer, erro
 	if err != nil {
 		return nil, err
 	}
-	return &onRandom{Writer: w, t: t}, nil
+	return &onRandom{Writer: w, t: t, session: j.Meta.Session}, nil
 }
 
 // NewWriter begins a dump in a format that For has said the target takes.
@@ -152,7 +152,7 @@ func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (
 		if err != nil {
 			return nil, err
 		}
-		return &onRandom{Writer: w, t: random}, nil
+		return &onRandom{Writer: w, t: random, session: meta.Session}, nil
 	}
 	stream, _ := t.(target.Stream)
 	if random != nil {
@@ -171,7 +171,10 @@ func NewWriter(t target.Target, f Format, meta kdump.Meta, opts kdump.Options) (
 // onRandom is a dump on a target that is read back before it is committed.
 type onRandom struct {
 	*kdump.Writer
-	t target.Random
+	t       target.Random
+	session kdump.Session
+	// half: it was written to its last byte, and is not committed.
+	half atomic.Bool
 }
 
 func (w *onRandom) Finish(ctx context.Context) (kdump.Summary, error) {
@@ -179,15 +182,25 @@ func (w *onRandom) Finish(ctx context.Context) (kdump.Summary, error) {
 	if err != nil {
 		return s, err
 	}
+	w.half.Store(true)
 	r, err := w.t.Commit(ctx, int64(s.Bytes))
+	if err != nil {
+		return s, err
+	}
+	w.half.Store(false)
 	if w.t.Abilities().ReadsBack {
 		s.Bytes, s.SHA256 = uint64(r.Bytes), r.SHA256
 	}
-	return s, err
+	return s, nil
 }
 
+// Abort marks what was written already, for the Writer has done its work by then: on a device it is a dump to every reader.
 func (w *onRandom) Abort(reason error) error {
-	return errors.Join(w.Writer.Abort(reason), w.t.Abort(reason))
+	errs := []error{w.Writer.Abort(reason)}
+	if w.half.Swap(false) {
+		errs = append(errs, kdump.MarkFailed(w.t, w.session, reason))
+	}
+	return errors.Join(append(errs, w.t.Abort(reason))...)
 }
 
 // onStream is a dump that is sent away.

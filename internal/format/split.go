@@ -58,7 +58,7 @@ func (w *onParts) Finish(ctx context.Context) (kdump.Summary, error) {
 // Abort marks what was written already, for the SplitWriter has done its work by then.
 func (w *onParts) Abort(reason error) error {
 	errs := []error{w.SplitWriter.Abort(reason)}
-	if w.half.Load() {
+	if w.half.Swap(false) {
 		for _, p := range w.t.Parts {
 			errs = append(errs, kdump.MarkFailed(p, w.session, reason))
 		}

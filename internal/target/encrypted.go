@@ -79,7 +79,8 @@ func (e *encryptedRandom) Commit(ctx context.Context, size int64) (Receipt, erro
 		return Receipt{}, errors.Join(err, kdump.MarkFailed(e.inner, e.session, err), e.inner.Abort(err))
 	}
 	if _, err := e.inner.Commit(ctx, s.Bytes); err != nil {
-		return Receipt{}, err
+		// Its header is there already.
+		return Receipt{}, errors.Join(err, kdump.MarkFailed(e.inner, e.session, err), e.inner.Abort(err))
 	}
 	return Receipt{Bytes: s.Bytes, SHA256: s.SHA256}, nil
 }

@@ -165,7 +165,8 @@ func (t *File) commit(size int64) error {
 	}
 	t.ended = true // from here on there is nothing to remove
 	if err := t.dir.Sync(); err != nil {
-		return fmt.Errorf("syncing its folder: %w", err)
+		// Whether it will have its name is not known, so it is to have none.
+		return errors.Join(fmt.Errorf("syncing its folder: %w", err), unix.Unlinkat(dir, t.name, 0))
 	}
 	return nil
 }

@@ -134,6 +134,9 @@ func (p Progress) Percent() int32 {
 // errInterrupted is what the target says from just before the freeze until the writer takes over.
 var errInterrupted = errors.New("interrupted before the first page was written")
 
+// errUnmarked is said of a target that could not be marked when its dump had failed at its very end.
+var errUnmarked = errors.New("the target could not be marked as failed, and may have what looks like a dump (livedump verify tells)")
+
 // batchPages are fetched by one call: 1 MiB, which keeps the number of calls small and the buffers modest.
 const batchPages = 256
 
@@ -207,6 +210,7 @@ type dump struct {
 	thawStart time.Time
 	ram       []kdump.PFNRange
 	touched   bool // block 0 of the target was written
+	ending    bool // block 0 may be that of a dump
 	left      bool // the target was left to another process
 
 	abortOnce sync.Once
@@ -287,7 +291,10 @@ func (d *dump) run(ctx context.Context) (err error) {
 	}
 	if err != nil {
 		if merr := d.markFailed(err); merr != nil {
-			d.log.Error("the target does not tell why its dump failed; it carries no valid dump nevertheless", "error", merr)
+			d.log.Error("the target does not tell why its dump failed", "error", merr)
+			if d.ending {
+				err = fmt.Errorf("%w; %w: %w", err, errUnmarked, merr)
+			}
 		}
 	}
 	return err
@@ -785,6 +792,7 @@ func (d *dump) finish(ctx context.Context) error {
 			return err
 		}
 	}
+	d.ending = len(target.RandomsOf(d.target)) > 0
 	s, err := d.writer.Finish(ctx)
 	if err != nil {
 		return err

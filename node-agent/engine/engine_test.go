@@ -79,7 +79,11 @@ type file struct {
 	block        chan struct{} // writes beyond block 0 wait until it is closed
 	hangs        atomic.Bool   // one of them does
 	syncErr      error
-	closed       bool
+	// onHeader, if not nil, is called when block 0 has become that of a dump; commitErr is what Commit fails with.
+	onHeader  func()
+	commitErr error
+	markErr   error // of writing block 0
+	closed    bool
 }
 
 func newFile(t *testing.T, size int64) *file {
@@ -100,7 +104,13 @@ func (f *file) Describe() string { return "test file" }
 
 func (f *file) Abilities() target.Abilities { return target.Abilities{RandomAccess: true} }
 
-func (f *file) Commit(_ context.Context, size int64) (target.Receipt, error) {
+func (f *file) Commit(ctx context.Context, size int64) (target.Receipt, error) {
+	if err := context.Cause(ctx); err != nil {
+		return target.Receipt{}, err
+	}
+	if err := f.commitErr; err != nil {
+		return target.Receipt{}, err
+	}
 	return target.Receipt{Bytes: size}, nil
 }
 
@@ -120,6 +130,10 @@ func (f *file) WriteAt(p []byte, offset int64) (int, error) {
 	}
 	f.mu.Lock()
 	f.written += int64(len(p))
+	if f.markErr != nil && offset == 0 {
+		f.mu.Unlock()
+		return 0, f.markErr
+	}
 	fail := f.failAfter > 0 && f.written > f.failAfter && offset > 0 || f.failMetadata && offset == session.PageSize
 	f.mu.Unlock()
 	if fail {
@@ -129,7 +143,11 @@ func (f *file) WriteAt(p []byte, offset int64) (int, error) {
 		p = bytes.Clone(p)
 		p[len(p)/2] ^= 1
 	}
-	return f.File.WriteAt(p, offset)
+	n, err := f.File.WriteAt(p, offset)
+	if f.onHeader != nil && offset == 0 && !kdump.IsMark(p) {
+		f.onHeader()
+	}
+	return n, err
 }
 
 // record is what block 0 says.
@@ -520,6 +538,61 @@ func TestCancel(t *testing.T) {
 			t.Errorf("mark on the target: %v %s", found, rec.State)
 		}
 	})
+}
+
+// TestEndsAtTheLastWrite: once block 0 is written the target is a dump to every reader. If the dump fails all the same, it is marked; and if
+// even that fails, the error says so.
+func TestEndsAtTheLastWrite(t *testing.T) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, recipients := range map[string][]age.Recipient{"in clear": nil, "encrypted": {id.Recipient()}} {
+		for _, c := range []struct {
+			name, reason string
+			arrange      func(f *file, cancel context.CancelCauseFunc)
+			unmarked     bool
+		}{
+			{name: "canceled", reason: v1alpha1.ReasonCanceled, arrange: func(f *file, cancel context.CancelCauseFunc) {
+				f.onHeader = func() { cancel(ErrCanceled) }
+			}},
+			{name: "out of time", reason: v1alpha1.ReasonDeadlineExceeded, arrange: func(f *file, cancel context.CancelCauseFunc) {
+				f.onHeader = func() { cancel(ErrDeadline) }
+			}},
+			{name: "not committed", reason: v1alpha1.ReasonIOError, arrange: func(f *file, _ context.CancelCauseFunc) {
+				f.commitErr = blockdev.ErrIO
+			}},
+			{name: "nor marked", reason: v1alpha1.ReasonIOError, unmarked: true, arrange: func(f *file, _ context.CancelCauseFunc) {
+				f.commitErr = blockdev.ErrIO
+				f.onHeader = func() {
+					f.mu.Lock()
+					defer f.mu.Unlock()
+					f.markErr = unix.EIO
+				}
+			}},
+		} {
+			t.Run(name+"/"+c.name, func(t *testing.T) {
+				m, target := testMemory(2000), newFile(t, 64<<20)
+				ctx, cancel := context.WithCancelCause(context.Background())
+				defer cancel(nil)
+				c.arrange(target, cancel)
+				o := testOptions()
+				o.Recipients = recipients
+				_, err := testEngine(target, m).Dump(ctx, o)
+				if Reason(err) != c.reason || errors.Is(err, errUnmarked) != c.unmarked {
+					t.Errorf("got %v", err)
+				}
+				checkEnded(t, m, true)
+				if c.unmarked {
+					return
+				}
+				rec, found := record(t, target.File)
+				if !found || rec.State != kdump.StateFailed || rec.Session != testUUID || !strings.HasPrefix(rec.Reason, c.reason+": ") {
+					t.Errorf("mark on the target: %v, %s, %q", found, rec.State, rec.Reason)
+				}
+			})
+		}
+	}
 }
 
 // TestHangingDevice: memory must not stay frozen because the device hangs.
