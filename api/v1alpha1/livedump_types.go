@@ -560,7 +560,8 @@ type Result struct {
 	Parts []PartResult `json:"parts,omitempty"`
 }
 
-// LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more.
+// LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more. That nobody takes it away whole
+// is a rule of LiveDump, for the rules of a status are not asked where there is none.
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.conditions) || !oldSelf.conditions.exists(c, c.type == 'Succeeded' && c.status != 'Unknown') || self == oldSelf",message="the LiveDump has ended; its status does not change any more"
 type LiveDumpStatus struct {
 	// conditions: Accepted, TargetReady, AgentReady, ModuleLoaded, Captured, Succeeded.
@@ -602,6 +603,7 @@ type LiveDumpStatus struct {
 }
 
 // LiveDump is one consistent image of the memory of one node's running kernel.
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.status) || has(self.status)",message="the status of a LiveDump cannot be taken away"
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=ld,categories=livedump

@@ -12,8 +12,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"livedump.io/api/v1alpha1"
@@ -78,6 +80,13 @@ func TestAgentWritesOnlyItsPart(t *testing.T) {
 			t.Errorf("progress: %v", err)
 		}
 	})
+	const taken = "the status of a LiveDump cannot be taken away"
+	t.Run("all of the status taken away", func(t *testing.T) {
+		err := admin.Status().Patch(t.Context(), dump.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"status":null}`)))
+		if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), taken) {
+			t.Errorf("of a LiveDump that runs: %v", err)
+		}
+	})
 	t.Run("after the end", func(t *testing.T) {
 		w.must(a.report(dump, complete()))
 		w.await(dump, v1alpha1.ConditionSucceeded, metav1.ConditionTrue, "")
@@ -86,12 +95,25 @@ func TestAgentWritesOnlyItsPart(t *testing.T) {
 		if err := a.report(dump, gaveUp("IOError", "no, it failed")); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), over) {
 			t.Errorf("the agent's change: %v", err)
 		}
-		err := admin.Status().Patch(t.Context(), dump.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"status":{"result":{"pagesLost":7}}}`)))
-		if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), over) {
-			t.Errorf("an administrator's change: %v", err)
+		for patch, message := range map[string]string{
+			`{"status":{"result":{"pagesLost":7}}}`:          over,
+			`{"status":{"conditions":null}}`:                 over,
+			`{"status":{"conditions":[]}}`:                   over,
+			`{"status":null}`:                                taken,
+			`[{"op":"remove","path":"/status"}]`:             taken,
+			`[{"op":"replace","path":"/status","value":{}}]`: over,
+		} {
+			kind := types.MergePatchType
+			if patch[0] == '[' {
+				kind = types.JSONPatchType
+			}
+			err := admin.Status().Patch(t.Context(), dump.DeepCopy(), client.RawPatch(kind, []byte(patch)))
+			if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), message) {
+				t.Errorf("an administrator's change %s: %v, want: %s", patch, err, message)
+			}
 		}
-		if after := w.get(dump).Status; after.Result == nil || after.Result.SHA256 != before.Result.SHA256 {
-			t.Errorf("the status changed: %+v", after)
+		if after := w.get(dump).Status; !equality.Semantic.DeepEqual(after, before) {
+			t.Errorf("the status changed from %+v to %+v", before, after)
 		}
 	})
 }

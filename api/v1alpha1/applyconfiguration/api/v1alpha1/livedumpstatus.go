@@ -12,7 +12,8 @@ import (
 // LiveDumpStatusApplyConfiguration represents a declarative configuration of the LiveDumpStatus type for use
 // with apply.
 //
-// LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more.
+// LiveDumpStatus is what was seen. Once Succeeded is True or False it does not change any more. That nobody takes it away whole
+// is a rule of LiveDump, for the rules of a status are not asked where there is none.
 type LiveDumpStatusApplyConfiguration struct {
 	// conditions: Accepted, TargetReady, AgentReady, ModuleLoaded, Captured, Succeeded.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
