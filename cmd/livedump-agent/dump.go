@@ -201,7 +201,7 @@ func dump(args []string, out io.Writer) error {
 		},
 		Log: d.log,
 	}
-	open, err := d.target.open(node, d.policy, d.options.UUID)
+	open, err := d.target.open(node, d.policy, d.options.UUID, d.options.Resume)
 	if err != nil {
 		return err
 	}

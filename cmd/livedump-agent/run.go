@@ -240,7 +240,7 @@ func (r *runFlags) agent(c client.Client) (*agent.Agent, error) {
 			}
 			defer unlock()
 			defer limitCPUs(o.Readers)()
-			return node.Engine(agent.Target(node, r.kubeletDir, dump)).Dump(ctx, o)
+			return node.Engine(agent.Target(node, r.kubeletDir, dump, o.Resume)).Dump(ctx, o)
 		},
 		Unload: node.Loader.Unload,
 		SessionAlive: func() (bool, error) {

@@ -73,7 +73,11 @@ func (t *targetFlags) check() error {
 }
 
 // open says how the target is opened. What it names is looked at before anything else happens.
-func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdump.Session) (engine.Open, error) {
+func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdump.Session, resume bool) (engine.Open, error) {
+	var before kdump.Session
+	if resume {
+		before = session
+	}
 	switch {
 	case t.stdout:
 		return func(context.Context) (target.Target, error) { return target.NewPipe(os.Stdout, "standard output"), nil }, nil
@@ -94,7 +98,7 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 			return nil, err
 		}
 		if len(t.outputs) > 0 {
-			opens = append(opens, engine.File(path, policy))
+			opens = append(opens, engine.File(path, policy, before))
 			continue
 		}
 		find := func() (blockdev.ID, error) { return node.Host.Resolve(path) }
@@ -103,7 +107,7 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 	if len(opens) == 1 {
 		return opens[0], nil
 	}
-	return engine.Parts(opens...), nil
+	return engine.Parts(before, opens...), nil
 }
 
 // limitCPUs keeps the process to so many CPUs, 0 being as many as it has, until restore.

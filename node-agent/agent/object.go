@@ -15,8 +15,9 @@ import (
 	"livedump.io/node-agent/engine"
 )
 
-// openObject begins an upload with the credentials that the holder has.
-func openObject(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine.Open {
+// openObject begins an upload with the credentials that the holder has. An upload that a process before this one began cannot be gone on
+// with; then it only says whether there is the object, whose name no other LiveDump has.
+func openObject(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, resume bool) engine.Open {
 	return func(ctx context.Context) (target.Target, error) {
 		o, err := objectOptions(dump, func(key string) ([]byte, error) {
 			return node.Host.ReadProjected(kubeletDir, dump.Status.Target.HolderPodUID, v1alpha1.CredentialsVolume, key)
@@ -25,7 +26,17 @@ func openObject(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) en
 			return nil, err
 		}
 		o.Log = node.Log
-		return object.Open(ctx, o)
+		if !resume {
+			return object.Open(ctx, o)
+		}
+		there, err := object.Exists(ctx, o)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%w: %w", engine.ErrUnknown, err)
+		case there:
+			return nil, fmt.Errorf("%w: %s", engine.ErrUnreported, o.Place())
+		}
+		return nil, fmt.Errorf("%w: there is no object %s", engine.ErrNoDump, o.Place())
 	}
 }
 

@@ -4,7 +4,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,7 +57,7 @@ func TestObjectTarget(t *testing.T) {
 		t.Error("a mounted Secret is all that is needed")
 	}
 	node := engine.Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
-	tg, err := Target(node, kubeletDir(t, "uid", good), dump)(context.Background())
+	tg, err := Target(node, kubeletDir(t, "uid", good), dump, false)(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +73,31 @@ func TestObjectTarget(t *testing.T) {
 	}
 	if err := tg.Close(); err != nil {
 		t.Error(err)
+	}
+
+	// A process that comes after that of the upload says what is there, and begins no other.
+	for name, c := range map[string]struct {
+		change func(files map[string]string, d *v1alpha1.LiveDump)
+		want   error
+	}{
+		"complete":   {func(map[string]string, *v1alpha1.LiveDump) {}, engine.ErrUnreported},
+		"not there":  {func(_ map[string]string, d *v1alpha1.LiveDump) { d.Name = "other" }, engine.ErrNoDump},
+		"not to see": {func(f map[string]string, _ *v1alpha1.LiveDump) { f[v1alpha1.SecretAccessKey] = "wrong" }, engine.ErrUnknown},
+	} {
+		d, files := dump.DeepCopy(), maps.Clone(good)
+		c.change(files, d)
+		_, err := Target(node, kubeletDir(t, "uid", files), d, true)(context.Background())
+		if !errors.Is(err, c.want) || engine.Reason(err) != v1alpha1.ReasonAgentLost {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got, err := store.Object("dumps", "node-1/d-"+string(dump.UID)+".flat.age"); err != nil || string(got) != string(content) {
+		t.Errorf("%q, %v", got, err)
+	}
+	sent := dump.DeepCopy()
+	sent.Spec.Target = v1alpha1.Target{Stream: &v1alpha1.StreamTarget{Address: "10.0.0.1:7000"}}
+	if _, err := Target(node, t.TempDir(), sent, true)(context.Background()); !errors.Is(err, engine.ErrUnknown) || !strings.Contains(err.Error(), "10.0.0.1") {
+		t.Errorf("a stream: %v", err)
 	}
 
 	for name, c := range map[string]struct {
@@ -90,7 +117,7 @@ func TestObjectTarget(t *testing.T) {
 				files[k] = v
 			}
 			c.change(files, d.Spec.Target.ObjectStorage)
-			_, err := Target(node, kubeletDir(t, "uid", files), d)(context.Background())
+			_, err := Target(node, kubeletDir(t, "uid", files), d, false)(context.Background())
 			if err == nil || engine.Reason(err) != c.reason || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, reason %s; want %s and %q", err, engine.Reason(err), c.reason, c.says)
 			}

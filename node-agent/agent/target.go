@@ -8,29 +8,39 @@ import (
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/blockdev"
+	"livedump.io/internal/kdump"
 	"livedump.io/internal/stream"
 	"livedump.io/internal/target"
 	"livedump.io/node-agent/engine"
 )
 
 // Target says how the target of a LiveDump is opened on this node. The controller has found it; what is behind a
-// claim is found through the kubelet's directory of the holder.
-func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine.Open {
+// claim is found through the kubelet's directory of the holder. resume: a process that has ended began the dump; what can't be gone on with
+// is only looked at.
+func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, resume bool) engine.Open {
 	spec := &dump.Spec.Target
+	var before kdump.Session
+	if resume {
+		before = sessionOf(dump)
+	}
 	switch {
+	case spec.Stream != nil && resume:
+		return func(context.Context) (target.Target, error) {
+			return nil, fmt.Errorf("%w: it was sent to %s", engine.ErrUnknown, spec.Stream.Address)
+		}
 	case spec.Stream != nil:
 		s := spec.Stream
 		return engine.Stream(stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)})
 	case spec.ObjectStorage != nil:
-		return openObject(node, kubeletDir, dump)
+		return openObject(node, kubeletDir, dump, resume)
 	case spec.PersistentVolumeClaim != nil:
-		return openClaim(node, kubeletDir, dump, *spec.PersistentVolumeClaim)
+		return openClaim(node, kubeletDir, dump, *spec.PersistentVolumeClaim, before)
 	case spec.Split():
 		var opens []engine.Open
 		for _, claim := range spec.PersistentVolumeClaims {
-			opens = append(opens, openPart(claim.ClaimName, openClaim(node, kubeletDir, dump, claim)))
+			opens = append(opens, openPart(claim.ClaimName, openClaim(node, kubeletDir, dump, claim, before)))
 		}
-		return engine.Parts(opens...)
+		return engine.Parts(before, opens...)
 	}
 	return func(context.Context) (target.Target, error) {
 		return nil, fmt.Errorf("%w: this agent does not know the kind of target", blockdev.ErrNotFound)
@@ -38,7 +48,7 @@ func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump) engine
 }
 
 // openClaim opens what is behind one claim.
-func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, claim v1alpha1.PersistentVolumeClaimTarget) engine.Open {
+func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, claim v1alpha1.PersistentVolumeClaimTarget, before kdump.Session) engine.Open {
 	holder := dump.Status.Target.HolderPodUID
 	// Without a name no volume is found, and the error says so.
 	found, _ := dump.Status.Target.OfClaim(&dump.Spec.Target, claim.ClaimName)
@@ -46,7 +56,7 @@ func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, cla
 		file := dump.FileInVolume(claim)
 		return engine.FileInVolume(func() (*blockdev.Filesystem, error) {
 			return node.Host.FindFilesystem(kubeletDir, holder, found.PersistentVolumeName)
-		}, file, fmt.Sprintf("file %s in volume %s", file, found.PersistentVolumeName), policy(dump))
+		}, file, fmt.Sprintf("file %s in volume %s", file, found.PersistentVolumeName), policy(dump), before)
 	}
 	return node.Device(func() (blockdev.ID, error) {
 		if path := found.LocalPath; path != "" {

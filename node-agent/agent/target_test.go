@@ -55,7 +55,7 @@ func TestReady(t *testing.T) {
 func TestTargetOfSeveralClaims(t *testing.T) {
 	node := engine.Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
 	open := func(dir string, d *v1alpha1.LiveDump) error {
-		tg, err := Target(node, dir, d)(context.Background())
+		tg, err := Target(node, dir, d, false)(context.Background())
 		if err == nil {
 			t.Fatalf("opened %s", tg.Describe())
 		}

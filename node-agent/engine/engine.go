@@ -234,6 +234,9 @@ func (d *dump) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.target, err = d.engine.OpenTarget(ctx)
+	if err != nil && d.options.Resume && !errors.Is(err, ErrLost) && !errors.Is(err, ErrUnreported) {
+		err = fmt.Errorf("going on with the dump of an agent that ended (what its target holds is not known here, livedump verify tells): %w", err)
+	}
 	if err != nil {
 		return err
 	}

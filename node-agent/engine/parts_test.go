@@ -30,10 +30,10 @@ func filesIn(dir string, rooms ...int64) (open Open, paths []string) {
 	var opens []Open
 	for i, room := range rooms {
 		name := convert.PartName("dump", i)
-		opens = append(opens, FileInVolume(volume(dir, room), name, name, blockdev.IfEmptyOrLiveDump))
+		opens = append(opens, FileInVolume(volume(dir, room), name, name, blockdev.IfEmptyOrLiveDump, kdump.Session{}))
 		paths = append(paths, filepath.Join(dir, name))
 	}
-	return Parts(opens...), paths
+	return Parts(kdump.Session{}, opens...), paths
 }
 
 // TestDumpToParts splits a dump among three files, in clear and encrypted, and reads all of it.
@@ -136,7 +136,7 @@ func TestPartsFail(t *testing.T) {
 	pipe := func(context.Context) (target.Target, error) {
 		return target.NewPipe(nopCloser{io.Discard}, "a pipe"), nil
 	}
-	if _, err := dumpTo(Parts(File(filepath.Join(dir, "new"), blockdev.Never), pipe), testOptions()); !errors.Is(err, format.ErrFormat) {
+	if _, err := dumpTo(Parts(kdump.Session{}, File(filepath.Join(dir, "new"), blockdev.Never, kdump.Session{}), pipe), testOptions()); !errors.Is(err, format.ErrFormat) {
 		t.Errorf("a part in a pipe: %v, want ErrFormat", err)
 	}
 	o := testOptions()
@@ -188,7 +188,7 @@ func TestKilledWithoutJournal(t *testing.T) {
 						o := resumable()
 						o.Resume = resume
 						if len(files) > 1 {
-							e.OpenTarget = Parts(device(mortalTarget{files[0], p}), device(mortalTarget{files[1], p}))
+							e.OpenTarget = Parts(kdump.Session{}, device(mortalTarget{files[0], p}), device(mortalTarget{files[1], p}))
 						} else {
 							o.Grace = 0
 						}
@@ -256,7 +256,7 @@ func TestPartsNotCommitted(t *testing.T) {
 			files := []*file{newFile(t, 64<<20), newFile(t, 64<<20), newFile(t, 64<<20)}
 			o := testOptions()
 			o.Recipients = recipients
-			_, err := dumpTo(Parts(device(files[0]), device(uncommitted{files[1]}), device(files[2])), o)
+			_, err := dumpTo(Parts(kdump.Session{}, device(files[0]), device(uncommitted{files[1]}), device(files[2])), o)
 			if !errors.Is(err, unix.EIO) {
 				t.Fatalf("got %v, want EIO", err)
 			}

@@ -21,8 +21,11 @@ import (
 )
 
 var (
-	// ErrLost: another process began the dump, and it can't be gone on with.
-	ErrLost = errors.New("the agent that made this dump ended, another cannot go on with it, and the target carries no valid dump")
+	// ErrLost: another process began the dump, and it can't be gone on with. ErrNoDump is that of a target that was looked at, ErrUnknown of
+	// one that cannot be.
+	ErrLost    = errors.New("the agent that made this dump ended, and another cannot go on with it")
+	ErrNoDump  = fmt.Errorf("%w; the target carries no valid dump", ErrLost)
+	ErrUnknown = fmt.Errorf("%w; what the target holds is not known here (livedump verify tells)", ErrLost)
 	// ErrUnreported: the dump is complete, but the agent ended before it could say so, and how it was made is not known.
 	ErrUnreported = errors.New("the target carries a dump, but the agent that made it ended before it could report")
 	// ErrLeft: this process left the dump to the next one. Nothing is to be reported.
@@ -52,11 +55,13 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 	journaled := ok && d.options.Grace > 0
 	// A dump that is complete needs no session. Thawing was begun before its target was completed, and as long as a CPU is stuck
 	// the module answers nobody.
-	if journaled {
-		if rec, found := d.leftOn(d.out); found && rec.State == kdump.StateComplete {
-			d.report.Takeovers++
-			return complete, d.reportAgain(ctx)
-		}
+	switch {
+	case !d.isWhole():
+	case journaled:
+		d.report.Takeovers++
+		return complete, d.reportAgain(ctx)
+	default:
+		return 0, ErrUnreported
 	}
 	taken, err := d.takeOver(ctx)
 	if err != nil {
@@ -67,11 +72,11 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 	}
 	rec, found, err := kdump.ReadRecord(d.out)
 	if err != nil {
-		return 0, fmt.Errorf("%w: its target: %w", ErrLost, err)
+		return 0, fmt.Errorf("%w: its target: %w", ErrUnknown, err)
 	}
 	if !found || rec.Session != d.options.UUID {
 		if taken != nil {
-			return 0, fmt.Errorf("%w: memory is frozen for it, but the target knows nothing of it", ErrLost)
+			return 0, fmt.Errorf("%w: memory is frozen for it, but the target knows nothing of it", ErrNoDump)
 		}
 		return afresh, nil
 	}
@@ -87,12 +92,12 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 			return 0, &failedBefore{rec.Reason}
 		}
 		if taken == nil {
-			return 0, fmt.Errorf("%w: it ended when memory was to be frozen", ErrLost)
+			return 0, fmt.Errorf("%w: it ended when memory was to be frozen", ErrNoDump)
 		}
 	case kdump.StateInProgress:
 		d.journal, err = kdump.ReadJournal(d.out, d.options.UUID)
 		if err != nil && (taken == nil || !errors.Is(err, kdump.ErrNoJournal)) {
-			return 0, fmt.Errorf("%w: %w", ErrLost, err)
+			return 0, fmt.Errorf("%w: %w", ErrNoDump, err)
 		}
 	}
 	if d.journal != nil {
@@ -105,7 +110,7 @@ func (d *dump) takeUp(ctx context.Context) (resumption, error) {
 		}
 	}
 	if taken == nil {
-		return 0, fmt.Errorf("%w: memory was thawed before all pages were on the target (%d of %d were)", ErrLost, d.journal.Pages,
+		return 0, fmt.Errorf("%w: memory was thawed before all pages were on the target (%d of %d were)", ErrNoDump, d.journal.Pages,
 			d.journal.Meta.Pages)
 	}
 	return midway, d.goOn(taken)
@@ -155,24 +160,37 @@ func (d *dump) takeOver(ctx context.Context) (*session.Taken, error) {
 // unjournaled is why a dump that has no journal cannot be gone on with. What the process before this one has left of it is
 // marked: of several parts some may have their header already.
 func (d *dump) unjournaled() error {
-	err := fmt.Errorf("%w: it was made without a journal, or the target cannot hold one", ErrLost)
+	if d.isWhole() { // by now
+		return ErrUnreported
+	}
+	const why = "it was made without a journal, or the target cannot hold one"
 	var begun []target.Random
-	whole, all := 0, target.RandomsOf(d.opened)
+	var said, unread error
+	all := target.RandomsOf(d.opened)
 	for _, out := range all {
-		rec, found := d.leftOn(out)
+		rec, found, err := leftOn(out, d.options.UUID)
+		if err != nil {
+			unread = errors.Join(unread, fmt.Errorf("reading what is left of it: %s: %w", out.Describe(), err))
+			continue
+		}
 		if !found {
 			continue
 		}
 		begun = append(begun, out)
-		switch {
-		case rec.State == kdump.StateComplete:
-			whole++
-		case rec.State == kdump.StateFailed && rec.Reason != errInterrupted.Error():
-			err = &failedBefore{rec.Reason} // it says more than could be said now
+		if rec.State == kdump.StateFailed && rec.Reason != errInterrupted.Error() {
+			said = &failedBefore{rec.Reason} // it says more than could be said now
 		}
 	}
-	if whole > 0 && whole == len(all) {
-		return ErrUnreported
+	var err error
+	switch {
+	case said != nil:
+		err = said
+	case unread != nil:
+		err = fmt.Errorf("%w: %s; %w", ErrUnknown, why, unread)
+	case len(all) == 0: // what was sent away
+		err = fmt.Errorf("%w: %s", ErrUnknown, why)
+	default:
+		err = fmt.Errorf("%w: %s", ErrNoDump, why)
 	}
 	for _, out := range begun {
 		if merr := kdump.MarkFailed(out, d.options.UUID, markedReason(err)); merr != nil {
@@ -182,29 +200,39 @@ func (d *dump) unjournaled() error {
 	return err
 }
 
-// leftOn is what a target says of this dump, encrypted or not; found is false if that is nothing.
-func (d *dump) leftOn(out target.Random) (rec kdump.Record, found bool) {
-	rec, found, err := kdump.ReadRecord(out)
-	if err != nil {
-		// A file that is new ends too early.
-		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-			d.log.Error("what is left of the dump cannot be read", "device", out.Describe(), "error", err)
+// isWhole says whether the target, or each of its parts, is a complete dump of this session.
+func (d *dump) isWhole() bool {
+	all := target.RandomsOf(d.opened)
+	for _, out := range all {
+		if rec, found, err := leftOn(out, d.options.UUID); err != nil || !found || rec.State != kdump.StateComplete {
+			return false
 		}
-		return rec, false
+	}
+	return len(all) > 0
+}
+
+// leftOn is what a target says of a dump that a session has begun there, encrypted or not; found is false if that is nothing.
+func leftOn(out io.ReaderAt, id kdump.Session) (rec kdump.Record, found bool, err error) {
+	rec, found, err = kdump.ReadRecord(out)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return rec, false, nil // a file that is new ends too early
+	}
+	if err != nil {
+		return rec, false, err
 	}
 	if found {
-		return rec, rec.Session == d.options.UUID
+		return rec, rec.Session == id, nil
 	}
 	head, free, err := kdump.NewBuffer(kdump.PageSize)
 	if err != nil {
-		return rec, false
+		return rec, false, err
 	}
 	defer free()
-	if n, _ := out.ReadAt(head, 0); n < len(head) {
-		return rec, false
+	if n, err := out.ReadAt(head, 0); n < len(head) {
+		return rec, false, err
 	}
 	owner, found := agefile.OwnerOf(head)
-	return kdump.Record{State: kdump.StateComplete}, found && owner.Session == d.options.UUID
+	return kdump.Record{State: kdump.StateComplete}, found && owner.Session == id, nil
 }
 
 // goOn gets ready for the pages of a session that was taken over.
@@ -215,10 +243,10 @@ func (d *dump) goOn(taken *session.Taken) error {
 	}
 	missing := !taken.Options.Acks && taken.PagesReported > 0
 	if d.journal == nil && (missing || stats.PagesAcked > 0) {
-		return fmt.Errorf("%w: %d pages were captured, and the target has no journal of them", ErrLost, max(stats.PagesAcked, taken.PagesReported))
+		return fmt.Errorf("%w: %d pages were captured, and the target has no journal of them", ErrNoDump, max(stats.PagesAcked, taken.PagesReported))
 	}
 	if d.journal != nil && (missing || d.journal.Pages < stats.PagesAcked) {
-		return fmt.Errorf("%w: the target's journal has %d pages, and %d were captured", ErrLost, d.journal.Pages, stats.PagesAcked)
+		return fmt.Errorf("%w: the target's journal has %d pages, and %d were captured", ErrNoDump, d.journal.Pages, stats.PagesAcked)
 	}
 	d.options.Grace = taken.Options.Grace
 	d.report.prepared(taken.Prepared)

@@ -14,6 +14,7 @@ import (
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/convert"
 	"livedump.io/internal/format"
+	"livedump.io/internal/kdump"
 	"livedump.io/internal/stream"
 	"livedump.io/internal/target"
 )
@@ -37,15 +38,16 @@ func (n Node) Device(find func() (blockdev.ID, error), need blockdev.Need) Open 
 }
 
 // FileInVolume opens a new file in a mounted volume that find names. What has the path already must be something that the
-// policy lets be replaced. label says where it is, for people.
-func FileInVolume(find func() (*blockdev.Filesystem, error), path, label string, policy blockdev.Policy) Open {
+// policy lets be replaced, and must not be the dump of the session before, which is ErrUnreported: that of a process that has ended, or none.
+// label says where it is, for people.
+func FileInVolume(find func() (*blockdev.Filesystem, error), path, label string, policy blockdev.Policy, before kdump.Session) Open {
 	return func(context.Context) (target.Target, error) {
 		fs, err := find()
 		if err != nil {
 			return nil, err
 		}
 		defer fs.Dir.Close()
-		if err := replaceable(fs.Dir, path, label, policy); err != nil {
+		if err := replaceable(fs.Dir, path, label, policy, before); err != nil {
 			return nil, err
 		}
 		f, err := target.CreateFile(path, target.FileOptions{Room: fs.Available, Dir: fs.Dir, Label: fmt.Sprintf("%s (%s)", label, fs.Source)})
@@ -59,23 +61,28 @@ func FileInVolume(find func() (*blockdev.Filesystem, error), path, label string,
 	}
 }
 
-// File opens a new file of this machine.
-func File(path string, policy blockdev.Policy) Open {
+// File opens a new file of this machine; see FileInVolume.
+func File(path string, policy blockdev.Policy, before kdump.Session) Open {
 	return FileInVolume(func() (*blockdev.Filesystem, error) {
 		dir, err := os.Open(filepath.Dir(path))
 		if err != nil {
 			return nil, err
 		}
 		return blockdev.DescribeFilesystem(dir, path)
-	}, filepath.Base(path), path, policy)
+	}, filepath.Base(path), path, policy, before)
 }
 
-// Parts opens several targets for one dump that is split among them.
-func Parts(opens ...Open) Open {
+// Parts opens several targets for one dump that is split among them. If the process that made the dump of the session before has ended, it
+// is there only if all of its parts are.
+func Parts(before kdump.Session, opens ...Open) Open {
 	return func(ctx context.Context) (target.Target, error) {
-		parts := &target.Parts{}
+		parts, there := &target.Parts{}, 0
 		for _, open := range opens {
 			t, err := open(ctx)
+			if errors.Is(err, ErrUnreported) {
+				there++
+				continue
+			}
 			if err != nil {
 				return nil, errors.Join(err, parts.Close())
 			}
@@ -85,7 +92,18 @@ func Parts(opens ...Open) Open {
 			}
 			parts.Parts = append(parts.Parts, random)
 		}
-		return parts, nil
+		if there == 0 {
+			return parts, nil
+		}
+		for _, t := range parts.Parts {
+			if rec, found, err := leftOn(t, before); err == nil && found && rec.State == kdump.StateComplete {
+				there++
+			}
+		}
+		if there < len(opens) {
+			return nil, errors.Join(fmt.Errorf("%w: %d of %d parts are complete, and readers want all", ErrNoDump, there, len(opens)), parts.Close())
+		}
+		return nil, errors.Join(ErrUnreported, parts.Close())
 	}
 }
 
@@ -95,7 +113,7 @@ func Stream(o stream.Options) Open {
 }
 
 // replaceable says whether the policy lets a dump take the place of what has its path.
-func replaceable(dir *os.File, path, label string, policy blockdev.Policy) error {
+func replaceable(dir *os.File, path, label string, policy blockdev.Policy, before kdump.Session) error {
 	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
 	if errors.Is(err, unix.ENOENT) {
@@ -113,6 +131,8 @@ func replaceable(dir *os.File, path, label string, policy blockdev.Policy) error
 	switch {
 	case !st.Mode().IsRegular():
 		return fmt.Errorf("%w: %s is there and no regular file", blockdev.ErrNotEmpty, label)
+	case before != kdump.Session{} && isDumpOf(f, before):
+		return fmt.Errorf("%w: %s", ErrUnreported, label)
 	case policy == blockdev.Never:
 		return fmt.Errorf("%w: %s is there, and the overwrite policy is %s", blockdev.ErrNotEmpty, label, policy)
 	case st.Size() == 0:
@@ -127,4 +147,17 @@ func replaceable(dir *os.File, path, label string, policy blockdev.Policy) error
 		return fmt.Errorf("%w: %s is there, and another program wrote it", blockdev.ErrNotEmpty, label)
 	}
 	return nil
+}
+
+// isDumpOf says whether a file is the complete dump of a session. A file has its name only then.
+func isDumpOf(f *os.File, id kdump.Session) bool {
+	if rec, found, err := leftOn(f, id); err == nil && found {
+		return rec.State == kdump.StateComplete
+	}
+	d, err := convert.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) // a flattened one, or an ELF vmcore
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	return d.Meta.Session == id
 }

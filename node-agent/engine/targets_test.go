@@ -13,9 +13,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
+	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/blockdev"
 	"livedump.io/internal/convert"
 	"livedump.io/internal/format"
@@ -75,7 +79,7 @@ func TestDumpToFile(t *testing.T) {
 			dir := t.TempDir()
 			o := testOptions()
 			o.Format = f
-			r, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", blockdev.Never), o)
+			r, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", blockdev.Never, kdump.Session{}), o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +103,7 @@ func TestFileIsReplacedOnlyIfItMayBe(t *testing.T) {
 	attempt := func(policy blockdev.Policy, want error) *Report {
 		t.Helper()
 		before, _ := os.ReadFile(path)
-		r, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", policy), testOptions())
+		r, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", policy, kdump.Session{}), testOptions())
 		if !errors.Is(err, want) || (err == nil) != (want == nil) {
 			t.Errorf("got %v, want %v", err, want)
 		}
@@ -130,10 +134,10 @@ func TestFileIsReplacedOnlyIfItMayBe(t *testing.T) {
 	if err := os.Symlink("other", path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", blockdev.IfEmptyOrLiveDump), testOptions()); err == nil {
+	if _, err := dumpTo(FileInVolume(volume(dir, 256<<20), "dump", "the file", blockdev.IfEmptyOrLiveDump, kdump.Session{}), testOptions()); err == nil {
 		t.Error("a link was followed or replaced")
 	}
-	if _, err := dumpTo(FileInVolume(volume(dir, 256<<20), "missing/dump", "the file", blockdev.Never), testOptions()); !errors.Is(err, blockdev.ErrNotFound) {
+	if _, err := dumpTo(FileInVolume(volume(dir, 256<<20), "missing/dump", "the file", blockdev.Never, kdump.Session{}), testOptions()); !errors.Is(err, blockdev.ErrNotFound) {
 		t.Errorf("a missing folder: %v", err)
 	}
 }
@@ -143,7 +147,7 @@ func TestFailedDumpKeepsTheFileBefore(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "dump")
 	open := func(available int64) Open {
-		return FileInVolume(volume(dir, available), "dump", "the file", blockdev.IfEmptyOrLiveDump)
+		return FileInVolume(volume(dir, available), "dump", "the file", blockdev.IfEmptyOrLiveDump, kdump.Session{})
 	}
 	before, err := dumpTo(open(256<<20), testOptions())
 	if err != nil {
@@ -255,5 +259,96 @@ func TestDumpToReceiver(t *testing.T) {
 	}
 	if m.Sessions() != 0 {
 		t.Error("there was a session")
+	}
+}
+
+// TestFileOfAnAgentThatEnded: the process died when the file had its name, and before it could say so. The next one says that the dump is
+// there, and does it no harm; of another session's dump it says nothing.
+func TestFileOfAnAgentThatEnded(t *testing.T) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Options){
+		"kdump":     func(*Options) {},
+		"flattened": func(o *Options) { o.Format = format.Flattened },
+		"encrypted": func(o *Options) { o.Recipients = []age.Recipient{id.Recipient()} },
+	} {
+		for _, policy := range []blockdev.Policy{blockdev.Never, blockdev.IfEmptyOrLiveDump} {
+			t.Run(fmt.Sprint(name, "/", policy), func(t *testing.T) {
+				dir := t.TempDir()
+				o := testOptions()
+				change(&o)
+				open := FileInVolume(volume(dir, 256<<20), "dump", "the file", policy, testUUID)
+				o.Resume = true
+				// Nothing is there yet.
+				if _, err := dumpTo(open, o); !errors.Is(err, ErrNoDump) || Reason(err) != v1alpha1.ReasonAgentLost {
+					t.Errorf("without a file: %v", err)
+				}
+				o.Resume = false
+				if _, err := dumpTo(open, o); err != nil {
+					t.Fatal(err)
+				}
+				before, err := os.ReadFile(filepath.Join(dir, "dump"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				o.Resume = true
+				if _, err := dumpTo(open, o); !errors.Is(err, ErrUnreported) || Reason(err) != v1alpha1.ReasonAgentLost {
+					t.Errorf("with the file: %v", err)
+				}
+				other := FileInVolume(volume(dir, 256<<20), "dump", "the file", blockdev.IfEmptyOrLiveDump, kdump.Session{9})
+				if name == "encrypted" { // whose it is is known, and not that it is a dump
+					if _, err := dumpTo(other, o); !errors.Is(err, blockdev.ErrNotEmpty) {
+						t.Errorf("another's file: %v", err)
+					}
+				} else if _, err := dumpTo(other, o); !errors.Is(err, ErrNoDump) {
+					t.Errorf("another's file: %v", err)
+				}
+				after, err := os.ReadFile(filepath.Join(dir, "dump"))
+				if err != nil || !bytes.Equal(before, after) {
+					t.Errorf("the file was changed: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestPartsOfAnAgentThatEnded: a dump is there if all of its parts are, in files and on devices.
+func TestPartsOfAnAgentThatEnded(t *testing.T) {
+	dir := t.TempDir()
+	out := newFile(t, 64<<20)
+	file := func(name string) Open {
+		return FileInVolume(volume(dir, 64<<20), name, name, blockdev.Never, testUUID)
+	}
+	o := testOptions()
+	if _, err := dumpTo(Parts(testUUID, file("a"), device(out), file("b")), o); err != nil {
+		t.Fatal(err)
+	}
+	o.Resume = true
+	if _, err := dumpTo(Parts(testUUID, file("a"), device(out), file("b")), o); !errors.Is(err, ErrUnreported) {
+		t.Errorf("all parts: %v", err)
+	}
+	if err := kdump.MarkFailed(out, testUUID, errInterrupted); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dumpTo(Parts(testUUID, file("a"), device(out), file("b")), o); !errors.Is(err, ErrNoDump) || errors.Is(err, ErrUnreported) {
+		t.Errorf("two of three: %v", err)
+	}
+}
+
+// TestLostOnTheWay: of what was sent away nobody here knows whether it arrived.
+func TestLostOnTheWay(t *testing.T) {
+	o := testOptions()
+	o.Resume = true
+	pipe := func(context.Context) (target.Target, error) {
+		return target.NewPipe(nopCloser{io.Discard}, "a pipe"), nil
+	}
+	if _, err := dumpTo(pipe, o); !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNoDump) || Reason(err) != v1alpha1.ReasonAgentLost {
+		t.Errorf("got %v", err)
+	}
+	refused := func(context.Context) (target.Target, error) { return nil, blockdev.ErrHeld }
+	if _, err := dumpTo(refused, o); Reason(err) != v1alpha1.ReasonTargetInUse || !strings.Contains(err.Error(), "not known here") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -79,7 +79,7 @@ func openFiles(dump *v1alpha1.LiveDump, path string) engine.Open {
 	for _, claim := range dump.Spec.Target.PersistentVolumeClaims {
 		opens = append(opens, open(path+"."+claim.ClaimName))
 	}
-	return engine.Parts(opens...)
+	return engine.Parts(kdump.Session{}, opens...)
 }
 
 // unplugged stops reaching the API server with its process.

@@ -73,7 +73,7 @@ func storeError(o *Options, doing string, err error) error {
 	kind, _ := explain(err)
 	var r minio.ErrorResponse
 	if errors.As(err, &r) && r.Code != "" {
-		return fmt.Errorf("%s: %s: %w: %s: %w", o.place(), doing, kind, r.Code, err)
+		return fmt.Errorf("%s: %s: %w: %s: %w", o.Place(), doing, kind, r.Code, err)
 	}
-	return fmt.Errorf("%s: %s: %w: %w", o.place(), doing, kind, err)
+	return fmt.Errorf("%s: %s: %w: %w", o.Place(), doing, kind, err)
 }

@@ -88,6 +88,26 @@ func Open(ctx context.Context, o Options) (*Object, error) {
 	return t, nil
 }
 
+// Exists says whether there is the object, written by whomever. The errors are those of Open: credentials may allow to write and not to look.
+func Exists(ctx context.Context, o Options) (bool, error) {
+	core, err := o.client()
+	if err != nil {
+		return false, err
+	}
+	t := &Object{o: o, core: core}
+	there := false
+	err = t.retry(ctx, ctx, "looking for the object", openPatience, requestTime, func(ctx context.Context) error {
+		_, err := core.StatObject(ctx, o.Bucket, o.Key, minio.StatObjectOptions{})
+		var r minio.ErrorResponse
+		if errors.As(err, &r) && r.Code == minio.NoSuchKey {
+			return nil
+		}
+		there = err == nil
+		return err
+	})
+	return there, err
+}
+
 const (
 	// openPatience: whether the store is there is to be known before memory is frozen.
 	openPatience = 20 * time.Second
@@ -117,7 +137,7 @@ func (t *Object) retry(ctx, request context.Context, doing string, patience, eac
 			return nil
 		}
 		if cause := context.Cause(ctx); cause != nil {
-			return fmt.Errorf("%s: %s: %w", t.o.place(), doing, cause)
+			return fmt.Errorf("%s: %s: %w", t.o.Place(), doing, cause)
 		}
 		now := time.Now()
 		if failing.IsZero() {
@@ -135,7 +155,7 @@ func (t *Object) retry(ctx, request context.Context, doing string, patience, eac
 }
 
 // Describe implements target.Target.
-func (t *Object) Describe() string { return t.o.place() }
+func (t *Object) Describe() string { return t.o.Place() }
 
 // Abilities implements target.Target.
 func (t *Object) Abilities() target.Abilities { return target.Abilities{} }
@@ -148,7 +168,7 @@ func (t *Object) Write(b []byte) (int, error) {
 	ended := t.committed
 	t.mu.Unlock()
 	if ended {
-		return 0, fmt.Errorf("%s: %w", t.o.place(), target.ErrEnded)
+		return 0, fmt.Errorf("%s: %w", t.o.Place(), target.ErrEnded)
 	}
 	n := 0
 	for n < len(b) {
@@ -178,7 +198,7 @@ func (t *Object) room() error {
 		return nil
 	}
 	if t.next == mostParts {
-		return t.fail(fmt.Errorf("%s: %w: it has %d bytes", t.o.place(), ErrTooLarge, t.bytes))
+		return t.fail(fmt.Errorf("%s: %w: it has %d bytes", t.o.Place(), ErrTooLarge, t.bytes))
 	}
 	select {
 	case p := <-t.free:
@@ -260,7 +280,7 @@ func (t *Object) Commit(ctx context.Context, size int64) (r target.Receipt, err 
 	t.ended = true
 	t.mu.Unlock()
 	if ended {
-		return r, fmt.Errorf("%s: %w", t.o.place(), target.ErrEnded)
+		return r, fmt.Errorf("%s: %w", t.o.Place(), target.ErrEnded)
 	}
 	stop := context.AfterFunc(ctx, func() { t.cancel(context.Cause(ctx)) })
 	defer stop()
@@ -281,7 +301,7 @@ func (t *Object) Commit(ctx context.Context, size int64) (r target.Receipt, err 
 
 func (t *Object) commit(size int64, sum [sha256.Size]byte) error {
 	if size != t.bytes || size == 0 {
-		return fmt.Errorf("%s: %d bytes were written, the dump has %d", t.o.place(), t.bytes, size)
+		return fmt.Errorf("%s: %d bytes were written, the dump has %d", t.o.Place(), t.bytes, size)
 	}
 	if t.cur != nil {
 		if err := t.send(); err != nil {
@@ -348,14 +368,14 @@ func (t *Object) readBack(size int64, want [sha256.Size]byte) error {
 		return err
 	})
 	if errors.Is(err, ErrDenied) {
-		t.o.Log.Warn("the credentials do not allow to read the object back; the store has compared each part with its checksum", "object", t.o.place())
+		t.o.Log.Warn("the credentials do not allow to read the object back; the store has compared each part with its checksum", "object", t.o.Place())
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	if at != size || [sha256.Size]byte(h.Sum(nil)) != want {
-		return fmt.Errorf("%s: %w: %d bytes", t.o.place(), kdump.ErrReadBack, at)
+		return fmt.Errorf("%s: %w: %d bytes", t.o.Place(), kdump.ErrReadBack, at)
 	}
 	return nil
 }
@@ -372,7 +392,7 @@ func (t *Object) Abort(reason error) error {
 	if reason == nil {
 		reason = target.ErrAborted
 	}
-	t.cancel(fmt.Errorf("%s: %w: %w", t.o.place(), target.ErrAborted, reason))
+	t.cancel(fmt.Errorf("%s: %w: %w", t.o.Place(), target.ErrAborted, reason))
 	t.writing.Lock() // a Commit that is under way cleans up itself
 	defer t.writing.Unlock()
 	t.mu.Lock()

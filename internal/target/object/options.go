@@ -100,8 +100,8 @@ func (o *Options) check() (*url.URL, error) {
 	return u, nil
 }
 
-// place is where the object is, for people.
-func (o *Options) place() string {
+// Place is where the object is, for people.
+func (o *Options) Place() string {
 	s := strings.TrimSuffix(o.Endpoint, "/") + "/" + o.Bucket + "/" + o.Key
 	const most = 256
 	if len(s) > most {
