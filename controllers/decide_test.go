@@ -254,14 +254,15 @@ func TestEnds(t *testing.T) {
 		"deleted before the agent began":  {with(attached(), deleted), metav1.ConditionFalse, "Canceled", ""},
 		"deleted while at work":           {at(with(running(), deleted), deletionGrace-time.Second), metav1.ConditionUnknown, "Running", ""},
 		"deleted, agent silent":           {at(with(running(), deleted), deletionGrace), metav1.ConditionFalse, "Canceled", "did not confirm"},
-		"deleted, node gone":              {with(with(running(), deleted), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", ""},
+		"deleted, node gone":              {with(with(running(), deleted), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", "deleted while the agent was at work"},
 
-		"rebooted while at work":   {with(running(), func(o *observation) { o.node.Status.NodeInfo.BootID = "boot-2" }), metav1.ConditionFalse, "NodeRebooted", "boot-2"},
-		"rebooted before":          {with(attached(), func(o *observation) { o.node.Status.NodeInfo.BootID = "boot-2" }), metav1.ConditionFalse, "NodeRebooted", ""},
-		"boot ID not reported now": {with(running(), func(o *observation) { o.node.Status.NodeInfo.BootID = "" }), metav1.ConditionUnknown, "Running", ""},
-		"node deleted before":      {with(attached(), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", "does not exist"},
-		"claim deleted before":     {with(attached(), func(o *observation) { o.claims[0].claim = nil }), metav1.ConditionFalse, "TargetNotFound", ""},
-		"namespace taken off":      {with(attached(), func(o *observation) { o.namespaceAllowed = false }), metav1.ConditionFalse, "NamespaceNotAllowed", "namespace dumps"},
+		"rebooted while at work":     {with(running(), func(o *observation) { o.node.Status.NodeInfo.BootID = "boot-2" }), metav1.ConditionFalse, "NodeRebooted", "boot-2"},
+		"rebooted before":            {with(attached(), func(o *observation) { o.node.Status.NodeInfo.BootID = "boot-2" }), metav1.ConditionFalse, "NodeRebooted", ""},
+		"boot ID not reported now":   {with(running(), func(o *observation) { o.node.Status.NodeInfo.BootID = "" }), metav1.ConditionUnknown, "Running", ""},
+		"node deleted while at work": {with(running(), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", "deleted while the agent was at work"},
+		"node deleted before":        {with(attached(), func(o *observation) { o.node = nil }), metav1.ConditionFalse, "NodeNotFound", "does not exist"},
+		"claim deleted before":       {with(attached(), func(o *observation) { o.claims[0].claim = nil }), metav1.ConditionFalse, "TargetNotFound", ""},
+		"namespace taken off":        {with(attached(), func(o *observation) { o.namespaceAllowed = false }), metav1.ConditionFalse, "NamespaceNotAllowed", "namespace dumps"},
 
 		"just in time":                 {at(attached(), 599*time.Second), metav1.ConditionUnknown, "Pending", ""},
 		"no agent in time":             {at(attached(), 600*time.Second), metav1.ConditionFalse, "DeadlineExceeded", "waiting for the agent: no pod"},
@@ -288,6 +289,10 @@ func TestEnds(t *testing.T) {
 			}
 			if d.status.CompletionTime == nil || d.holder != leave || d.finalizer != leave {
 				t.Errorf("decision at the end: %+v", d)
+			}
+			// The controller sees no target. What it said of one that the agent has begun to write would be a guess.
+			if guess := begun(test.o.dump) && reportedEnd(test.o) == nil; guess != strings.HasSuffix(c.Message, unknownTarget) {
+				t.Errorf("the end of one that has begun is not the agent's word: %v; message: %q", guess, c.Message)
 			}
 			for _, c := range d.status.Conditions {
 				if c.Status == metav1.ConditionUnknown {

@@ -22,6 +22,10 @@ func failure(reason, message string) *outcome {
 	return &outcome{metav1.ConditionFalse, reason, message}
 }
 
+// unknownTarget is said of every end that is not the agent's word. The agent may have completed the dump, and not have been able to say
+// so: on a node that is cut off it works on.
+const unknownTarget = "; what the target holds is not known here; livedump verify tells"
+
 // findEnd says how the LiveDump ended; nil if it goes on.
 // What the agent reports comes first: it was there, and a dump that is complete is
 // complete even if the node was rebooted, or the user canceled, right after.
@@ -35,11 +39,15 @@ func findEnd(o *observation, f findings) *outcome {
 		return failure(v1alpha1.ReasonCanceled, "canceled before the agent began; nothing was written to the target")
 	}
 	if rebooted(o) {
-		return failure(v1alpha1.ReasonNodeRebooted, fmt.Sprintf("node %s was rebooted (boot ID %s, before %s): the memory to be dumped is gone",
-			dump.Spec.NodeName, o.node.Status.NodeInfo.BootID, dump.Status.Node.BootID))
+		message := fmt.Sprintf("node %s was rebooted (boot ID %s, before %s): the memory to be dumped is gone",
+			dump.Spec.NodeName, o.node.Status.NodeInfo.BootID, dump.Status.Node.BootID)
+		if working {
+			message += unknownTarget
+		}
+		return failure(v1alpha1.ReasonNodeRebooted, message)
 	}
 	if working && o.node == nil {
-		return failure(v1alpha1.ReasonNodeNotFound, fmt.Sprintf("node %s was deleted while the agent was at work; the target carries no valid dump", dump.Spec.NodeName))
+		return failure(v1alpha1.ReasonNodeNotFound, fmt.Sprintf("node %s was deleted while the agent was at work%s", dump.Spec.NodeName, unknownTarget))
 	}
 	for _, check := range []finding{f.accepted, f.target, f.agent} {
 		if check.state == failed {
@@ -47,7 +55,7 @@ func findEnd(o *observation, f findings) *outcome {
 		}
 	}
 	if deleting(dump) && o.now.Sub(dump.DeletionTimestamp.Time) >= deletionGrace {
-		return failure(v1alpha1.ReasonCanceled, fmt.Sprintf("deleted; the agent did not confirm within %s that it ended the session", deletionGrace))
+		return failure(v1alpha1.ReasonCanceled, fmt.Sprintf("deleted; the agent did not confirm within %s that it ended the session%s", deletionGrace, unknownTarget))
 	}
 	if !o.now.Before(deadline(dump, f)) {
 		return overdue(o, f)
@@ -148,9 +156,9 @@ func overdue(o *observation, f findings) *outcome {
 	within := fmt.Sprintf("not ended within %d seconds: ", o.dump.Spec.TimeoutSeconds)
 	switch {
 	case begun(o.dump) && f.agent.state != fine:
-		return failure(v1alpha1.ReasonAgentLost, within+"the agent began and did not come back ("+f.agent.message+"); the target carries no valid dump")
+		return failure(v1alpha1.ReasonAgentLost, within+"the agent began and did not come back ("+f.agent.message+")"+unknownTarget)
 	case begun(o.dump):
-		return failure(v1alpha1.ReasonDeadlineExceeded, within+"the agent was still at work; the target carries no valid dump")
+		return failure(v1alpha1.ReasonDeadlineExceeded, within+"the agent was still at work"+unknownTarget)
 	case nodeTrouble(o.node) != "":
 		return failure(v1alpha1.ReasonNodeNotReady, within+awaited(f))
 	case f.target.reason == v1alpha1.ReasonTargetNotBound:

@@ -97,7 +97,7 @@ func (u *Uninstaller) releaseOne(ctx context.Context, dump *v1alpha1.LiveDump) e
 		found := keptFindings(dump)
 		message := "livedump was uninstalled before the agent began; nothing was written to the target"
 		if begun(dump) {
-			message = fmt.Sprintf("livedump was uninstalled; the agent did not confirm within %s that it ended the session", u.Patience)
+			message = fmt.Sprintf("livedump was uninstalled; the agent did not confirm within %s that it ended the session%s", u.Patience, unknownTarget)
 		}
 		if err := r.applyStatus(ctx, dump, endedStatus(o, found, *failure(v1alpha1.ReasonCanceled, message))); err != nil {
 			return err

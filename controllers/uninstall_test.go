@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,6 +58,9 @@ func TestUninstallTakesHoldersBack(t *testing.T) {
 			}
 			if c := condition(dump, v1alpha1.ConditionSucceeded); c == nil || c.Status != metav1.ConditionFalse || len(dump.Finalizers) > 0 {
 				t.Errorf("Succeeded is %+v, finalizers %v", c, dump.Finalizers)
+			}
+			if c := condition(dump, v1alpha1.ConditionSucceeded); c.Reason == v1alpha1.ReasonCanceled && !strings.HasSuffix(c.Message, unknownTarget) {
+				t.Errorf("of a target that the agent was writing to: %q", c.Message)
 			}
 			pods := &corev1.PodList{}
 			if err := r.Client.List(t.Context(), pods); err != nil {
