@@ -189,7 +189,7 @@ func (w *onRandom) Finish(ctx context.Context) (kdump.Summary, error) {
 	}
 	w.half.Store(false)
 	if w.t.Abilities().ReadsBack {
-		s.Bytes, s.SHA256 = uint64(r.Bytes), r.SHA256
+		s.Bytes, s.SHA256, s.ReadBack = uint64(r.Bytes), r.SHA256, r.ReadBack
 	}
 	return s, nil
 }
@@ -221,7 +221,7 @@ func (w *onStream) Finish(ctx context.Context) (kdump.Summary, error) {
 		return s, err
 	}
 	r, err := w.t.Commit(ctx, w.t.bytes.Load())
-	s.Bytes, s.SHA256 = uint64(r.Bytes), r.SHA256
+	s.Bytes, s.SHA256, s.ReadBack = uint64(r.Bytes), r.SHA256, r.ReadBack
 	return s, err
 }
 

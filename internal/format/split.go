@@ -41,6 +41,7 @@ func (w *onParts) Finish(ctx context.Context) (kdump.Summary, error) {
 		return s, err
 	}
 	w.half.Store(true)
+	readBack := true
 	for i, p := range w.t.Parts {
 		r, err := p.Commit(ctx, int64(s.Parts[i].Bytes))
 		if err != nil {
@@ -48,9 +49,11 @@ func (w *onParts) Finish(ctx context.Context) (kdump.Summary, error) {
 		}
 		if p.Abilities().ReadsBack {
 			s.Bytes += uint64(r.Bytes) - s.Parts[i].Bytes
-			s.Parts[i].Bytes, s.Parts[i].SHA256 = uint64(r.Bytes), r.SHA256
+			s.Parts[i].Bytes, s.Parts[i].SHA256, s.Parts[i].ReadBack = uint64(r.Bytes), r.SHA256, r.ReadBack
 		}
+		readBack = readBack && s.Parts[i].ReadBack
 	}
+	s.ReadBack = readBack
 	w.half.Store(false)
 	return s, nil
 }

@@ -165,6 +165,7 @@ func (w *Writer) finishELF(ctx context.Context) (Summary, error) {
 		if s.SHA256, err = w.readBackELF(ctx, head.b, &rec); err != nil {
 			return Summary{}, err
 		}
+		s.ReadBack = true
 	}
 	w.index.free()
 	w.index = nil

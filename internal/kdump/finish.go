@@ -19,6 +19,9 @@ type Summary struct {
 	Uncovered uint64
 	ZeroPages uint64 // of Pages
 
+	// ReadBack: what lies on the target was read back and is what was written.
+	ReadBack bool
+
 	// Parts, if the dump is split: each by itself. SHA256 is zeros then, and the other numbers are sums.
 	Parts []Summary
 }
@@ -101,7 +104,9 @@ type ending struct {
 	rec   Record
 	hdr   header
 	block *aligned // what block 0 will be
-	sum   [sha256.Size]byte
+	// sum of the whole dump, if it was read back.
+	sum      [sha256.Size]byte
+	readBack bool
 }
 
 func (e *ending) free() { e.block.free() }
@@ -110,6 +115,7 @@ func (e *ending) summary() Summary {
 	return Summary{
 		Bytes: e.rec.Size, SHA256: e.sum,
 		Pages: e.rec.Pages, Lost: e.rec.Lost, Uncovered: e.rec.Uncovered, ZeroPages: e.rec.ZeroPages,
+		ReadBack: e.readBack,
 	}
 }
 
@@ -152,6 +158,7 @@ func (w *Writer) verify(ctx context.Context, e *ending, bytes uint64) (err error
 		if e.sum, err = w.readBack(ctx, e.block.b, &e.rec); err != nil {
 			return err
 		}
+		e.readBack = true
 	}
 	return w.failure.get()
 }

@@ -73,7 +73,7 @@ func Recheck(ctx context.Context, out Output, session Session) (s Summary, found
 		return Summary{}, true, fmt.Errorf("%w: %d problems, %d damaged chunks, %d damaged pages", ErrReadBack, len(report.Problems),
 			len(report.DamagedChunks), report.DamagedPageCount)
 	}
-	s = Summary{Bytes: rec.Size, Pages: rec.Pages, Lost: rec.Lost, Uncovered: rec.Uncovered, ZeroPages: rec.ZeroPages}
+	s = Summary{Bytes: rec.Size, Pages: rec.Pages, Lost: rec.Lost, Uncovered: rec.Uncovered, ZeroPages: rec.ZeroPages, ReadBack: true}
 	if _, err := hex.Decode(s.SHA256[:], []byte(report.SHA256)); err != nil {
 		return Summary{}, true, err
 	}

@@ -194,7 +194,7 @@ func (s *SplitWriter) finish(ctx context.Context) (Summary, error) {
 	if given != s.pages {
 		return Summary{}, fmt.Errorf("%w: %d of %d were given", ErrPagesMissing, given, s.pages)
 	}
-	var sum Summary
+	sum := Summary{ReadBack: true}
 	ends := make([]*ending, len(s.parts))
 	defer func() {
 		for _, e := range ends {
@@ -235,6 +235,7 @@ func (s *SplitWriter) finish(ctx context.Context) (Summary, error) {
 			return Summary{}, partError(i, err)
 		}
 		p := ends[i].summary()
+		sum.ReadBack = sum.ReadBack && p.ReadBack
 		sum.Pages += p.Pages
 		sum.Lost += p.Lost
 		sum.Uncovered += p.Uncovered

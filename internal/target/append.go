@@ -95,6 +95,7 @@ func (a *appender) Commit(ctx context.Context, size int64) (Receipt, error) {
 	}
 	a.ended = true
 	a.free()
+	r.ReadBack = true
 	_, err = a.r.Commit(ctx, size)
 	return r, err
 }

@@ -82,7 +82,7 @@ func (e *encryptedRandom) Commit(ctx context.Context, size int64) (Receipt, erro
 		// Its header is there already.
 		return Receipt{}, errors.Join(err, kdump.MarkFailed(e.inner, e.session, err), e.inner.Abort(err))
 	}
-	return Receipt{Bytes: s.Bytes, SHA256: s.SHA256}, nil
+	return Receipt{Bytes: s.Bytes, SHA256: s.SHA256, ReadBack: true}, nil
 }
 
 func (e *encryptedRandom) Abort(reason error) error {

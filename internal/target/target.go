@@ -57,6 +57,8 @@ type Receipt struct {
 	// SHA256 of these bytes. A Stream computes it of what it sent; of a Random without ReadsBack it is zeros, for who wrote it reads
 	// it back.
 	SHA256 [sha256.Size]byte
+	// ReadBack: Commit has read what lies there, and it is what was written.
+	ReadBack bool
 }
 
 // Target is a place that one dump goes to. Commit, Abort and Close are called by one goroutine at a time; Abort and Close

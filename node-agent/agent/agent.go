@@ -336,7 +336,7 @@ func finalPart(p Part, dump *v1alpha1.LiveDump, r *engine.Report, err error, mod
 		p.Progress = v1alpha1.Progress{PagesTotal: int64(r.PagesToDump), PagesWritten: int64(r.PagesToDump),
 			BytesWritten: int64(r.SizeBytes), Percent: 100, LastUpdateTime: metav1.NewTime(now)}
 		p.set(now, generation, v1alpha1.ConditionCaptured, metav1.ConditionTrue, v1alpha1.ReasonComplete,
-			fmt.Sprintf("%d pages in %d bytes%s, read back and verified%s%s", r.PagesDumped, r.SizeBytes, inParts(r), takenOver(r), unthawed(r)))
+			fmt.Sprintf("%d pages in %d bytes%s, %s%s%s", r.PagesDumped, r.SizeBytes, inParts(r), checked(r, &dump.Spec.Target), takenOver(r), unthawed(r)))
 		return p
 	}
 	reason := engine.Reason(err)
@@ -413,6 +413,19 @@ func (a *Agent) Drain(giveUp <-chan struct{}) {
 		}
 		<-ended
 	}
+}
+
+// checked says who has compared what lies on the target with what was written.
+func checked(r *engine.Report, t *v1alpha1.Target) string {
+	switch {
+	case r.ReadBack:
+		return "read back and verified"
+	case t.Stream != nil:
+		return "confirmed by the receiver with the checksum of what was sent, not read back"
+	case t.ObjectStorage != nil:
+		return "every part compared with its checksum by the store, not read back (the credentials do not allow it)"
+	}
+	return "not read back"
 }
 
 // inParts says if the dump is split.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"livedump.io/api/v1alpha1"
@@ -96,6 +97,29 @@ func TestPartsAreReported(t *testing.T) {
 	for _, c := range p.Conditions {
 		if c.Type == v1alpha1.ConditionCaptured && (c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "300 bytes in 2 parts")) {
 			t.Errorf("Captured: %+v", c)
+		}
+	}
+}
+
+// TestCaptured says who has checked the dump, by target: nobody says of what was sent away that it was read back.
+func TestCaptured(t *testing.T) {
+	claim, streamed, stored := newDump("d"), newDump("d"), newDump("d")
+	streamed.Spec.Target = v1alpha1.Target{Stream: &v1alpha1.StreamTarget{Address: "10.0.0.1:7000"}}
+	stored.Spec.Target = v1alpha1.Target{ObjectStorage: &v1alpha1.ObjectStorageTarget{Bucket: "b"}}
+	for name, c := range map[string]struct {
+		dump     *v1alpha1.LiveDump
+		readBack bool
+		says     string
+	}{
+		"claim":                           {claim, true, "7 pages in 300 bytes, read back and verified"},
+		"stream":                          {streamed, false, "7 pages in 300 bytes, confirmed by the receiver with the checksum of what was sent, not read back"},
+		"object":                          {stored, true, "7 pages in 300 bytes, read back and verified"},
+		"credentials that may only write": {stored, false, "7 pages in 300 bytes, every part compared with its checksum by the store, not read back (the credentials do not allow it)"},
+	} {
+		r := &engine.Report{SizeBytes: 300, PagesDumped: 7, ReadBack: c.readBack}
+		p := finalPart(newPart(c.dump), c.dump, r, nil, "unloaded", testStart)
+		if got := meta.FindStatusCondition(p.Conditions, v1alpha1.ConditionCaptured); got.Status != metav1.ConditionTrue || got.Message != c.says {
+			t.Errorf("%s: %s %q, want %q", name, got.Status, got.Message, c.says)
 		}
 	}
 }

@@ -299,7 +299,7 @@ func TestEncryptedDump(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum := sha256.Sum256(b[:r.SizeBytes]); hex.EncodeToString(sum[:]) != r.SHA256 || r.Encryption != "age" {
+		if sum := sha256.Sum256(b[:r.SizeBytes]); hex.EncodeToString(sum[:]) != r.SHA256 || r.Encryption != "age" || !r.ReadBack {
 			t.Errorf("SHA-256 of the target %x, report: %s, %q", sum, r.SHA256, r.Encryption)
 		}
 		if bytes.Contains(b, []byte("OSRELEASE=")) || bytes.Contains(b, []byte("VMCOREINFO")) {
@@ -758,7 +758,7 @@ func TestHangingThaw(t *testing.T) {
 		o := testOptions()
 		o.Grace, o.Resume = time.Minute, true
 		again, err := next.Dump(context.Background(), o)
-		if err != nil || again.SHA256 != early.SHA256 || again.PagesDumped != early.PagesDumped || again.Takeovers != 1 {
+		if err != nil || !again.ReadBack || again.SHA256 != early.SHA256 || again.PagesDumped != early.PagesDumped || again.Takeovers != 1 {
 			t.Errorf("%v, %+v", err, again)
 		}
 		if _, err := finish(); err != nil {

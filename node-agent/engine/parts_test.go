@@ -59,7 +59,7 @@ func TestDumpToParts(t *testing.T) {
 			for i, path := range paths {
 				// Each part is what its own numbers say.
 				p := r.Parts[i]
-				one := &Report{SHA256: p.SHA256, SizeBytes: p.SizeBytes, Format: format.ELF.String(), PagesDumped: 1, LostPages: 1, UncoveredPages: 1}
+				one := &Report{ReadBack: r.ReadBack, SHA256: p.SHA256, SizeBytes: p.SizeBytes, Format: format.ELF.String(), PagesDumped: 1, LostPages: 1, UncoveredPages: 1}
 				checkFile(t, path, one)
 				size += p.SizeBytes
 			}

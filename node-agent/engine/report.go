@@ -32,6 +32,8 @@ type Report struct {
 	DumpLevel  uint32 `json:"dump_level"`
 	SizeBytes  uint64 `json:"size_bytes"`
 	SHA256     string `json:"sha256,omitempty"`
+	// ReadBack: what lies on the target was read back and is what was written. A stream gives nothing back.
+	ReadBack bool `json:"read_back"`
 	// Parts of a split dump. SHA256 is empty then.
 	Parts []PartReport `json:"parts,omitempty"`
 
@@ -185,7 +187,7 @@ func (r *Report) summary(s kdump.Summary) {
 	if len(s.Parts) == 0 {
 		r.SHA256 = hex.EncodeToString(s.SHA256[:])
 	}
-	r.PagesDumped, r.ZeroPages = s.Pages, s.ZeroPages
+	r.PagesDumped, r.ZeroPages, r.ReadBack = s.Pages, s.ZeroPages, s.ReadBack
 	// The module counts as well; neither count may hide what the other saw.
 	r.LostPages = max(r.LostPages, s.Lost)
 	r.UncoveredPages = max(r.UncoveredPages, s.Uncovered)

@@ -47,6 +47,10 @@ func checkFile(t *testing.T, path string, r *Report) {
 	if sum := sha256.Sum256(b); fmt.Sprintf("%x", sum) != r.SHA256 || uint64(len(b)) != r.SizeBytes {
 		t.Errorf("%d bytes with SHA-256 %x, the report says %d and %s", len(b), sum, r.SizeBytes, r.SHA256)
 	}
+	// What was sent away was not.
+	if sent := r.Device == "a pipe" || strings.HasPrefix(r.Device, "tls://"); r.ReadBack == sent {
+		t.Errorf("%s: read back, it says: %v", r.Device, r.ReadBack)
+	}
 	if r.PagesDumped == 0 || r.LostPages != 1 || r.UncoveredPages != 1 {
 		t.Errorf("report: %+v", r)
 	}

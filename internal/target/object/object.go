@@ -286,7 +286,7 @@ func (t *Object) Commit(ctx context.Context, size int64) (r target.Receipt, err 
 	defer stop()
 	r = target.Receipt{Bytes: size}
 	t.sum.Sum(r.SHA256[:0])
-	if err := t.commit(size, r.SHA256); err != nil {
+	if r.ReadBack, err = t.commit(size, r.SHA256); err != nil {
 		t.cancel(err)
 		return target.Receipt{}, errors.Join(err, t.discard())
 	}
@@ -299,22 +299,22 @@ func (t *Object) Commit(ctx context.Context, size int64) (r target.Receipt, err 
 	return r, nil
 }
 
-func (t *Object) commit(size int64, sum [sha256.Size]byte) error {
+func (t *Object) commit(size int64, sum [sha256.Size]byte) (readBack bool, err error) {
 	if size != t.bytes || size == 0 {
-		return fmt.Errorf("%s: %d bytes were written, the dump has %d", t.o.Place(), t.bytes, size)
+		return false, fmt.Errorf("%s: %d bytes were written, the dump has %d", t.o.Place(), t.bytes, size)
 	}
 	if t.cur != nil {
 		if err := t.send(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	close(t.work)
 	t.group.Wait()
 	if t.ctx.Err() != nil {
-		return context.Cause(t.ctx)
+		return false, context.Cause(t.ctx)
 	}
 	if err := t.complete(size); err != nil {
-		return err
+		return false, err
 	}
 	return t.readBack(size, sum)
 }
@@ -342,10 +342,10 @@ func (t *Object) complete(size int64) error {
 
 // readBack compares the object with what was sent. Credentials that may only write are no error: then the store's word has to do,
 // which compared every part with its checksum.
-func (t *Object) readBack(size int64, want [sha256.Size]byte) error {
+func (t *Object) readBack(size int64, want [sha256.Size]byte) (done bool, err error) {
 	h := sha256.New()
 	var at int64
-	err := t.retry(t.ctx, t.ctx, "reading the object back", t.o.Patience, requestTime+time.Duration(size/slowest)*time.Second, func(ctx context.Context) error {
+	err = t.retry(t.ctx, t.ctx, "reading the object back", t.o.Patience, requestTime+time.Duration(size/slowest)*time.Second, func(ctx context.Context) error {
 		o := minio.GetObjectOptions{}
 		if at >= size {
 			return nil
@@ -369,15 +369,15 @@ func (t *Object) readBack(size int64, want [sha256.Size]byte) error {
 	})
 	if errors.Is(err, ErrDenied) {
 		t.o.Log.Warn("the credentials do not allow to read the object back; the store has compared each part with its checksum", "object", t.o.Place())
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if at != size || [sha256.Size]byte(h.Sum(nil)) != want {
-		return fmt.Errorf("%s: %w: %d bytes", t.o.Place(), kdump.ErrReadBack, at)
+		return false, fmt.Errorf("%s: %w: %d bytes", t.o.Place(), kdump.ErrReadBack, at)
 	}
-	return nil
+	return true, nil
 }
 
 // Abort takes the upload back.

@@ -279,8 +279,12 @@ func TestFailingRequests(t *testing.T) {
 			if err := send(t, u, all, nil); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := u.Commit(context.Background(), int64(len(all))); err != nil {
+			r, err := u.Commit(context.Background(), int64(len(all)))
+			if err != nil {
 				t.Fatal(err)
+			}
+			if denied := name == "read back: denied"; r.ReadBack == denied {
+				t.Errorf("read back, it says: %v", r.ReadBack)
 			}
 			wantObject(t, s, b, all)
 			if failed.Load() == 0 {
