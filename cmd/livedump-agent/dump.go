@@ -181,6 +181,13 @@ func newLogger(level string) (*slog.Logger, error) {
 	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
+// refuseHugePages is for every command that lives while memory is frozen.
+func refuseHugePages(log *slog.Logger) {
+	if err := engine.RefuseHugePages(); err != nil {
+		log.Warn("memory may wait for a stuck CPU", "error", err)
+	}
+}
+
 // dump is "livedump-agent dump".
 func dump(args []string, out io.Writer) error {
 	d, err := parseDump(args, out)
@@ -208,9 +215,7 @@ func dump(args []string, out io.Writer) error {
 	if d.target.stdout {
 		out = os.Stderr
 	}
-	if err := engine.RefuseHugePages(); err != nil {
-		d.log.Warn("memory may wait for a stuck CPU", "error", err)
-	}
+	refuseHugePages(d.log)
 	unlock, err := engine.LockMemory()
 	if err != nil {
 		d.log.Warn("memory is not locked", "error", err)

@@ -100,6 +100,7 @@ func freeze(args []string, out io.Writer) (err error) {
 		},
 		Log: f.log,
 	}
+	refuseHugePages(f.log)
 	e := node.Engine(nil) // no target
 	if _, err := e.LoadModule(); err != nil {
 		return err

@@ -120,9 +120,7 @@ func run(args []string, out io.Writer) error {
 		return err
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(r.log.Handler()))
-	if err := engine.RefuseHugePages(); err != nil {
-		r.log.Warn("memory may wait for a stuck CPU", "error", err)
-	}
+	refuseHugePages(r.log)
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("how to reach the API server: %w", err)
