@@ -89,6 +89,9 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 				return nil, fmt.Errorf("reading the certificates of the receiver: %w", err)
 			}
 		}
+		if err := o.Check(); err != nil {
+			return nil, fmt.Errorf("--ca %s: %w", t.ca, err)
+		}
 		return engine.Stream(o), nil
 	}
 	var opens []engine.Open

@@ -29,17 +29,33 @@ type Options struct {
 	CA []byte
 }
 
+// Check says whether the options can be used at all: ErrCertificates.
+func (o Options) Check() error {
+	_, err := o.authorities()
+	return err
+}
+
+// authorities are those of CA; nil: those of the system.
+func (o Options) authorities() (*x509.CertPool, error) {
+	if len(o.CA) == 0 {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(o.CA) {
+		return nil, ErrCertificates
+	}
+	return pool, nil
+}
+
 // dialTimeout bounds how long a receiver may take to accept a connection and to prove who it is.
 const dialTimeout = 30 * time.Second
 
 // Dial connects to a Receiver and makes a target of it. Nothing of a dump has been sent when it returns.
 func Dial(ctx context.Context, o Options) (target.Stream, error) {
 	config := &tls.Config{ServerName: o.ServerName, MinVersion: tls.VersionTLS13}
-	if len(o.CA) > 0 {
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(o.CA) {
-			return nil, errors.New("the CA bundle has no certificate in PEM")
-		}
+	var err error
+	if config.RootCAs, err = o.authorities(); err != nil {
+		return nil, err
 	}
 	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()

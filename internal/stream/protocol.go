@@ -42,6 +42,8 @@ const (
 )
 
 var (
+	// ErrCertificates: what the receiver is to be known by is no certificate.
+	ErrCertificates = errors.New("the certificates to know the receiver by: there is none in PEM among them that can be used")
 	// ErrConnect: the receiver cannot be reached, or is not who it should be.
 	ErrConnect = errors.New("connecting to the receiver")
 	// ErrProtocol: the other end does not speak this protocol, or not this version.

@@ -840,6 +840,22 @@ func TestRecipientsThatAreNone(t *testing.T) {
 	}
 }
 
+// Certificates that pass the API's pattern may still be none.
+func TestCertificatesThatAreNone(t *testing.T) {
+	d := newDump("d")
+	d.Spec.Target = v1alpha1.Target{Stream: &v1alpha1.StreamTarget{Address: "10.0.0.1:7000",
+		TLS: v1alpha1.StreamTLS{CABundle: "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n"}}}
+	b := newBench(t, d)
+	b.reconcile("d")
+	b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonTargetInvalid)
+	if m := meta.FindStatusCondition(b.get("d").Status.Conditions, v1alpha1.ConditionCaptured).Message; !strings.Contains(m, "caBundle") {
+		t.Errorf("it does not say what is wrong: %q", m)
+	}
+	if dumps, _ := b.node.count(); dumps != 0 {
+		t.Errorf("%d dumps", dumps)
+	}
+}
+
 func TestUnknownSpec(t *testing.T) {
 	d := newDump("d")
 	d.Spec.Compression = "Future"

@@ -62,6 +62,11 @@ func optionsOf(dump *v1alpha1.LiveDump, until, now time.Time) (engine.Options, e
 			return o, fmt.Errorf("%w: spec.encryption has no recipients", errSpec)
 		}
 	}
+	if s := dump.Spec.Target.Stream; s != nil {
+		if err := streamOptions(s).Check(); err != nil {
+			return o, fmt.Errorf("%w: spec.target.stream.tls.caBundle: %w", errSpec, err)
+		}
+	}
 	switch dump.Spec.Format {
 	case "":
 		o.Format = format.Natural

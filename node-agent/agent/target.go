@@ -29,8 +29,7 @@ func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, resume
 			return nil, fmt.Errorf("%w: it was sent to %s", engine.ErrUnknown, spec.Stream.Address)
 		}
 	case spec.Stream != nil:
-		s := spec.Stream
-		return engine.Stream(stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)})
+		return engine.Stream(streamOptions(spec.Stream))
 	case spec.ObjectStorage != nil:
 		return openObject(node, kubeletDir, dump, resume)
 	case spec.PersistentVolumeClaim != nil:
@@ -45,6 +44,10 @@ func Target(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, resume
 	return func(context.Context) (target.Target, error) {
 		return nil, fmt.Errorf("%w: this agent does not know the kind of target", blockdev.ErrNotFound)
 	}
+}
+
+func streamOptions(s *v1alpha1.StreamTarget) stream.Options {
+	return stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)}
 }
 
 // openClaim opens what is behind one claim.

@@ -84,6 +84,7 @@ var reasons = []struct {
 	{object.ErrTooLarge, v1alpha1.ReasonTargetTooSmall},
 	{object.ErrUnreachable, v1alpha1.ReasonIOError},
 	{object.ErrStore, v1alpha1.ReasonIOError},
+	{stream.ErrCertificates, v1alpha1.ReasonTargetInvalid},
 	{stream.ErrProtocol, v1alpha1.ReasonTargetInvalid},
 	{stream.ErrReceiver, v1alpha1.ReasonIOError},
 	{stream.ErrIncomplete, v1alpha1.ReasonIOError},
