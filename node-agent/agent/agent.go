@@ -160,10 +160,10 @@ func (a *Agent) stopMissing(name types.NamespacedName) {
 	}
 }
 
-// reportRebooted ends a LiveDump that was taken up before this boot: the memory to be dumped is gone.
+// reportRebooted ends a LiveDump that was taken up before this boot: the memory to be dumped is gone. The target may have got all of it before.
 func (a *Agent) reportRebooted(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time) (ctrl.Result, error) {
 	reason := v1alpha1.ReasonNodeRebooted
-	message := "the node was rebooted while the dump ran; the target carries no valid dump"
+	message := "the node was rebooted before the end of the dump was reported; what the target holds is not known here; livedump verify tells"
 	p := newPart(dump)
 	p.ResourceVersion = dump.ResourceVersion
 	if c := status(dump, v1alpha1.ConditionModuleLoaded); c != metav1.ConditionTrue && c != metav1.ConditionFalse {

@@ -551,6 +551,10 @@ func TestTakenOver(t *testing.T) {
 		b.agent.BootID = "boot-2"
 		b.reconcile("d")
 		b.wantCaptured("d", metav1.ConditionFalse, v1alpha1.ReasonNodeRebooted)
+		// The target, which may have got all pages before, was not looked at.
+		if m := meta.FindStatusCondition(b.get("d").Status.Conditions, v1alpha1.ConditionCaptured).Message; strings.Contains(m, "no valid dump") || !strings.Contains(m, "not known here") {
+			t.Errorf("message: %q", m)
+		}
 		if dumps, _ := b.node.count(); dumps != 0 {
 			t.Errorf("%d dumps", dumps)
 		}
