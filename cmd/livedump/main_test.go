@@ -65,7 +65,7 @@ func writeDump(t *testing.T, finish bool) string {
 	}
 	for pfn := uint64(10); pfn < 110; pfn++ {
 		if pfn == 20 || pfn == 21 {
-			err = w.AddLost(pfn)
+			err = w.Add([]kdump.PageRef{{PFN: pfn, Flags: kdump.PageLost}}, make([]byte, kdump.PageSize))
 		} else {
 			page := bytes.Repeat([]byte{byte(pfn)}, kdump.PageSize)
 			copy(page, "content")

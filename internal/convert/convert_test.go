@@ -274,7 +274,7 @@ func TestRefilter(t *testing.T) {
 		}
 	}
 	for _, pfn := range []uint64{5, 900} {
-		if err := w.AddLost(pfn); err != nil {
+		if err := w.Add([]kdump.PageRef{{PFN: pfn, Flags: kdump.PageLost}}, make([]byte, kdump.PageSize)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -174,13 +174,3 @@ func (f *Flattened) ReadAt(b []byte, off int64) (int, error) {
 	}
 	return int(n), nil
 }
-
-// EachPart calls f for each part of the plain dump that the stream has, in order, with a reader of its bytes.
-func (f *Flattened) EachPart(do func(offset int64, r io.Reader) error) error {
-	for _, p := range f.parts {
-		if err := do(p.start, io.NewSectionReader(f.r, p.at, p.end-p.start)); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -60,7 +60,7 @@ var zeroPage [PageSize]byte
 
 // Writer turns a target into a dump.
 //
-// Add and AddLost may be called from several goroutines. After the last of them has returned comes
+// Add may be called from several goroutines. After the last of them has returned comes
 // Finish, or, from any goroutine at any time, Abort. Once any method has returned an error the dump
 // is lost and only Abort makes sense. A Writer that is neither finished nor aborted leaks memory and
 // leaves the target marked as in progress.
@@ -425,11 +425,6 @@ func (w *Writer) Add(pages []PageRef, data []byte) error {
 		}
 	}
 	return nil
-}
-
-// AddLost says that a page's content could not be kept. It is left out of the dump, counted and listed.
-func (w *Writer) AddLost(pfn uint64) error {
-	return w.Add([]PageRef{{PFN: pfn, Flags: PageLost}}, zeroPage[:])
 }
 
 func (w *Writer) fail(err error) error {

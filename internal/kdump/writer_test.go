@@ -168,6 +168,11 @@ func testRef(pfn uint64) PageRef {
 	return r
 }
 
+// addLost gives a page whose content could not be kept.
+func addLost(w *Writer, pfn uint64) error {
+	return w.Add([]PageRef{{PFN: pfn, Flags: PageLost}}, zeroPage[:])
+}
+
 func addPages(w *Writer, pfns ...uint64) error {
 	refs := make([]PageRef, len(pfns))
 	data := make([]byte, 0, len(pfns)*PageSize)
@@ -236,7 +241,7 @@ func writeDump(t testing.TB, maxPFN uint64, opts Options) *dump {
 	for i, pfn := range d.lost {
 		var err error
 		if i%2 == 0 {
-			err = w.AddLost(pfn)
+			err = addLost(w, pfn)
 		} else {
 			err = w.Add([]PageRef{{PFN: pfn, Class: ClassKernel, Flags: PageLost}}, bytes.Repeat([]byte{0x5a}, PageSize))
 		}
@@ -445,9 +450,9 @@ func TestAddRefuses(t *testing.T) {
 		want error
 	}{
 		"duplicate":           {func(w *Writer) error { return addPages(w, 7, 8, 9, 1, 2, 3, 7, 4, 5, 6) }, ErrDuplicatePage},
-		"lost and dumped":     {func(w *Writer) error { return errors.Join(addPages(w, 1, 2, 3, 4, 5, 6, 7, 8, 9), w.AddLost(7)) }, ErrDuplicatePage},
+		"lost and dumped":     {func(w *Writer) error { return errors.Join(addPages(w, 1, 2, 3, 4, 5, 6, 7, 8, 9), addLost(w, 7)) }, ErrDuplicatePage},
 		"out of range":        {func(w *Writer) error { return addPages(w, 1000) }, nil},
-		"lost out of range":   {func(w *Writer) error { return w.AddLost(1 << 60) }, nil},
+		"lost out of range":   {func(w *Writer) error { return addLost(w, 1<<60) }, nil},
 		"data does not match": {func(w *Writer) error { return w.Add(make([]PageRef, 2), make([]byte, PageSize)) }, nil},
 		"too few":             {func(w *Writer) error { return addPages(w, 7, 8) }, ErrPagesMissing},
 		"too many":            {func(w *Writer) error { return addPages(w, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) }, nil},
@@ -580,7 +585,7 @@ func TestTargetTooSmall(t *testing.T) {
 		}
 		for pfn := uint64(1); pfn <= pages; pfn++ {
 			if pfn%2 == 0 {
-				err = w.AddLost(pfn)
+				err = addLost(w, pfn)
 			} else {
 				err = w.Add([]PageRef{{PFN: pfn}}, zeroPage[:])
 			}
@@ -727,7 +732,7 @@ func TestReadBackFindsDifference(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, pfn := range d.lost {
-			if err := w.AddLost(pfn); err != nil {
+			if err := addLost(w, pfn); err != nil {
 				t.Fatal(err)
 			}
 		}

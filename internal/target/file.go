@@ -18,12 +18,11 @@ import (
 // File is a dump in a file system. Until Commit it has another name, so that nobody takes it for a dump;
 // and it is written past the page cache where the file system allows it.
 type File struct {
-	f      *os.File
-	dir    *os.File // the folder it lies in, whatever its path means meanwhile
-	name   string
-	path   string
-	room   int64
-	direct bool
+	f    *os.File
+	dir  *os.File // the folder it lies in, whatever its path means meanwhile
+	name string
+	path string
+	room int64
 
 	mu    sync.Mutex
 	ended bool // committed or removed
@@ -50,7 +49,7 @@ type FileOptions struct {
 // CreateFile makes the file. What has the name already stays as it is until Commit. A file that an earlier attempt left half-written
 // is replaced.
 func CreateFile(path string, o FileOptions) (_ *File, err error) {
-	t := &File{path: path, name: filepath.Base(path), room: o.Room, direct: true}
+	t := &File{path: path, name: filepath.Base(path), room: o.Room}
 	at := unix.AT_FDCWD
 	if o.Dir != nil {
 		at, t.path = int(o.Dir.Fd()), filepath.Join(o.Dir.Name(), path)
@@ -83,7 +82,6 @@ func CreateFile(path string, o FileOptions) (_ *File, err error) {
 	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	file, err := unix.Openat(fd, t.name+Partial, flags|unix.O_DIRECT, 0o600)
 	if errors.Is(err, unix.EINVAL) { // some file systems create it, and only then refuse
-		t.direct = false
 		file, err = unix.Openat(fd, t.name+Partial, flags&^unix.O_EXCL, 0o600)
 	}
 	if err != nil {
@@ -124,9 +122,6 @@ func (t *File) Sync() error { return t.f.Sync() }
 
 // Size is the room.
 func (t *File) Size() int64 { return t.room }
-
-// Direct says whether writes go past the page cache.
-func (t *File) Direct() bool { return t.direct }
 
 // Commit cuts the file to its size, gives it its name, and returns when both are on stable storage.
 func (t *File) Commit(ctx context.Context, size int64) (Receipt, error) {
