@@ -56,6 +56,12 @@ static bool snap_is_hugetlb(const struct ld_snap *head)
 	return ld_is_hugetlb(&head->page, &tail.page);
 }
 
+/* Of a free block, by its head.  The order bounds what is taken for free: no more than there can be. */
+static unsigned long free_block_pages(const struct ld_snap *head)
+{
+	return 1UL << min_t(unsigned long, head->page.private, LD_MAX_ORDER);
+}
+
 /* The free block that holds pfn: its head is aligned to its order. */
 static bool in_free_block(unsigned long pfn)
 {
@@ -70,7 +76,7 @@ static bool in_free_block(unsigned long pfn)
 		if (!snap_read(&head, first))
 			return false;
 		if (PageBuddy(&head.page))
-			return first + (1UL << head.page.private) > pfn;
+			return first + free_block_pages(&head) > pfn;
 	}
 	return false;
 }
@@ -181,6 +187,7 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 	ld_handed_mark();
 	*to_dump = 0;
 	*uncovered = 0;
+	class_pages[LIVEDUMP_CLASS_OFFLINE] += ld_offline_pages;
 	for (pfn = 0; pfn < ld_max_pfn; pfn++) {
 		struct ld_snap s;
 		u32 c;
@@ -194,7 +201,7 @@ void ld_classify_all(u64 *class_pages, u64 *to_dump, u64 *uncovered)
 			c = LIVEDUMP_CLASS_KERNEL;
 		} else {
 			if (PageBuddy(&s.page))
-				free_until = max(free_until, pfn + (1UL << s.page.private));
+				free_until = max(free_until, pfn + free_block_pages(&s));
 			if (PageTable(&s.page))
 				set_bit(pfn, ld_tables);
 			if (!c)

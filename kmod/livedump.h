@@ -247,12 +247,13 @@ u64 ld_wp_changed(int level);
 /* ---- pages.c ---- */
 
 extern unsigned long ld_max_pfn;
-extern unsigned long ld_ram_pages;
+extern unsigned long ld_ram_pages;	/* those that are offline too */
+extern unsigned long ld_offline_pages;
 
 int ld_pages_prepare(u32 exclude, u64 flags);
 void ld_pages_release(void);
 u64 ld_pages_overhead(void);
-bool ld_page_is_ram(unsigned long pfn);
+bool ld_page_is_ram(unsigned long pfn);	/* and online */
 /* The same; true: also the range of RAM that the page lies in. */
 bool ld_find_ram(unsigned long pfn, unsigned long *first, unsigned long *end);
 bool ld_class_excluded(u32 class_id);
@@ -314,7 +315,7 @@ void ld_cursor_return(struct ld_cursor *cur);
  * left out, nothing was read; -EIO: its content is gone.
  */
 int ld_page_read(unsigned long pfn, void *dst);
-bool ld_page_is_wanted(unsigned long pfn);	/* RAM, of a class that is not left out */
+bool ld_page_is_wanted(unsigned long pfn);	/* online RAM, of a class that is not left out */
 void ld_pages_classified(void);
 bool ld_page_acknowledge(unsigned long pfn);
 void ld_pages_hand_out_again(void);

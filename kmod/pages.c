@@ -47,6 +47,7 @@
 #include <linux/mm.h>
 #include <linux/vmalloc.h>
 #include <linux/ioport.h>
+#include <linux/memory_hotplug.h>
 #include <linux/sched.h>
 #include <asm/asm.h>
 #include "compat.h"
@@ -69,14 +70,14 @@ enum {
 };
 
 unsigned long ld_max_pfn;
-unsigned long ld_ram_pages;
+unsigned long ld_ram_pages, ld_offline_pages;
 unsigned long *ld_hot, *ld_self, *ld_uncovered, *ld_tables;
 struct ld_counters ld_counters;
 
 static atomic_t *words;
 /*
- * What is RAM, in order.  The stop asks about pages all over memory, whose words would have to be
- * fetched.
+ * What is RAM and online, in order.  The stop asks about pages all over memory, whose words would
+ * have to be fetched.
  */
 static struct ld_ram_range { unsigned long first, end; } *ram;
 static unsigned int nr_ram, room_ram;
@@ -625,27 +626,53 @@ found:
 	return 1;
 }
 
+static void add_online(unsigned long first, unsigned long end)
+{
+	unsigned long pfn;
+
+	if (nr_ram && ram[nr_ram - 1].end == first)
+		ram[nr_ram - 1].end = end;
+	else if (nr_ram < room_ram)
+		ram[nr_ram++] = (struct ld_ram_range){ first, end };
+	else
+		return;
+	for (pfn = first; pfn < end; pfn++) {
+		if (!(pfn % 4096))
+			cond_resched();
+		atomic_set(&words[pfn], 0);
+	}
+}
+
+/*
+ * What has been plugged in and is not online counts as RAM in /proc/iomem.  It is nobody's: its struct
+ * pages hold nothing that can be trusted, and a hypervisor need not have memory behind it, so it must
+ * not be read.  For all that follows there is no RAM.  That changes by whole sections only, and
+ * not while there is a session (guard.c).
+ */
 static int add_ram(struct resource *res, void *arg)
 {
 	unsigned long first = PFN_UP(res->start);
 	unsigned long last = PFN_DOWN(res->end + 1);	/* exclusive */
-	unsigned long pfn;
+	unsigned long end;
+	bool was_online = false;
 
-	if (last <= first)
-		return 0;
-	if (!arg) {
-		ld_max_pfn = max(ld_max_pfn, last);
-		ld_ram_pages += last - first;
-		room_ram++;
-		return 0;
+	/* Memory may have been plugged in since; it is not online. */
+	if (arg)
+		last = min(last, ld_max_pfn);
+	for (; first < last; first = end) {
+		bool online = pfn_to_online_page(first);
+
+		end = min(last, SECTION_ALIGN_DOWN(first) + PAGES_PER_SECTION);
+		if (!arg) {
+			ld_max_pfn = max(ld_max_pfn, end);
+			ld_ram_pages += end - first;
+			ld_offline_pages += online ? 0 : end - first;
+			room_ram += online && !was_online;
+		} else if (online) {
+			add_online(first, end);
+		}
+		was_online = online;
 	}
-	/* Memory may have been plugged in since. */
-	last = min(last, ld_max_pfn);
-	if (first >= last || nr_ram == room_ram)
-		return 0;
-	ram[nr_ram++] = (struct ld_ram_range){ first, last };
-	for (pfn = first; pfn < last; pfn++)
-		atomic_set(&words[pfn], 0);
 	return 0;
 }
 
@@ -727,6 +754,7 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 
 	ld_max_pfn = 0;
 	ld_ram_pages = 0;
+	ld_offline_pages = 0;
 	nr_ram = 0;
 	room_ram = 0;
 	walk_ram(NULL);
@@ -748,8 +776,11 @@ int ld_pages_prepare(u32 exclude, u64 flags)
 		ld_pages_release();
 		return -ENOMEM;
 	}
-	for (pfn = 0; pfn < ld_max_pfn; pfn++)
+	for (pfn = 0; pfn < ld_max_pfn; pfn++) {
+		if (!(pfn % 4096))
+			cond_resched();
 		atomic_set(&words[pfn], (int)w_make(0, NOT_RAM, 0));
+	}
 	walk_ram(words);
 	/* The stop writes all of them while it protects. */
 	ld_wp_add_own(words, array_size(ld_max_pfn, sizeof(*words)));

@@ -54,7 +54,7 @@ enum livedump_class {
 	LIVEDUMP_CLASS_USER		= 4,
 	LIVEDUMP_CLASS_HUGETLB		= 5,
 	LIVEDUMP_CLASS_FREE		= 6,
-	LIVEDUMP_CLASS_OFFLINE		= 7,
+	LIVEDUMP_CLASS_OFFLINE		= 7,	/* ballooned out, or of a block that is not online */
 	LIVEDUMP_CLASS_HWPOISON		= 8,
 	LIVEDUMP_CLASS_SELF		= 9,	/* this session's own reserve and tables */
 	LIVEDUMP_CLASS_UNMAPPED		= 10,	/* RAM without a mapping in the direct map */

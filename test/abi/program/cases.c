@@ -1224,23 +1224,32 @@ static void returns_to_16_bit_stacks(void)
 	say("case: %llu faults meanwhile", (unsigned long long)(after.faults - before.faults));
 }
 
-static void memory_hotplug(void)
+#define BLOCK_NAME	64
+
+/* Takes a block offline that the kernel can do without. */
+static bool take_block_offline(char block[BLOCK_NAME])
 {
 	DIR *dir = opendir("/sys/devices/system/memory");
-	char block[64] = "";
-	struct livedump_prepare p;
-	struct livedump_freeze f;
 	struct dirent *e;
-	int fd;
 
-	/* A block that the kernel can do without. */
+	*block = '\0';
 	while (dir && !*block && (e = readdir(dir)))
-		if (!strncmp(e->d_name, "memory", 6) && strlen(e->d_name) < sizeof(block) &&
+		if (!strncmp(e->d_name, "memory", 6) && strlen(e->d_name) < BLOCK_NAME &&
 		    !memory_block(e->d_name, "offline"))
 			strcpy(block, e->d_name);
 	if (dir)
 		closedir(dir);
-	if (!*block) {
+	return *block;
+}
+
+static void memory_hotplug(void)
+{
+	char block[BLOCK_NAME];
+	struct livedump_prepare p;
+	struct livedump_freeze f;
+	int fd;
+
+	if (!take_block_offline(block)) {
 		say("case: no block of memory can go offline: memory hotplug not tried");
 		return;
 	}
@@ -1263,6 +1272,67 @@ static void memory_hotplug(void)
 	EXPECT(memory_block(block, "offline"), 0);
 	EXPECT(memory_block(block, "online"), 0);
 	say("case: %s was refused to go on- and offline", block);
+}
+
+static unsigned long read_hex(const char *path)
+{
+	FILE *f = fopen(path, "r");
+	unsigned long n;
+
+	if (!f || fscanf(f, "%lx", &n) != 1)
+		fail("%s: no number", path);
+	fclose(f);
+	return n;
+}
+
+/* Dumps the kernel; how many page frames of these came. */
+static unsigned long reported_of(unsigned long first, unsigned long pages, struct livedump_freeze *f)
+{
+	unsigned long pfn, came = 0;
+	struct livedump_prepare p;
+	uint64_t sum = 0;
+	struct reader r;
+	int fd = open_device(), i;
+
+	fill_prepare(&p, "offline");
+	prepare(fd, &p);
+	freeze(fd, f);
+	for (i = 0; i < LIVEDUMP_CLASS_SLOTS; i++)
+		sum += f->class_pages[i];
+	EXPECT(sum, p.ram_pages);
+	reader_init(&r, 256, p.max_pfn);
+	reader_rest(&r, fd, f->pages_to_dump);
+	for (pfn = first; pfn < first + pages && pfn < p.max_pfn; pfn++)
+		came += r.seen[pfn];
+	reader_free(&r);
+	thaw(fd);
+	close(fd);
+	return came;
+}
+
+/*
+ * A block that is offline is in /proc/iomem as any other, but nobody's: its struct pages are what
+ * their last owner left, which looks like the kernel's.
+ */
+static void offline_memory(void)
+{
+	struct livedump_freeze with, without;
+	unsigned long pages = read_hex("/sys/devices/system/memory/block_size_bytes") / 4096, first;
+	char block[BLOCK_NAME], path[300];
+
+	if (!take_block_offline(block)) {
+		say("case: no block of memory can go offline: not tried");
+		return;
+	}
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/%s/phys_index", block);
+	first = read_hex(path) * pages;
+	EXPECT(reported_of(first, pages, &without), 0);
+	EXPECT(memory_block(block, "online"), 0);
+	reported_of(first, pages, &with);
+	EXPECT(without.class_pages[LIVEDUMP_CLASS_OFFLINE] - with.class_pages[LIVEDUMP_CLASS_OFFLINE],
+	       pages);
+	say("case: none of %s's %lu pages was dumped, nor counted as anything else than offline",
+	    block, pages);
 }
 
 static void suspend(void)
@@ -1360,7 +1430,8 @@ int run_cases(const char *only)
 		{ "32-bit calls", compat }, { "CPU hotplug", cpu_hotplug },
 		{ "movable memory", movable_memory },
 		{ "software bits", software_bits },
-		{ "16-bit stacks", returns_to_16_bit_stacks }, { "memory hotplug", memory_hotplug }, { "suspend", suspend },
+		{ "16-bit stacks", returns_to_16_bit_stacks }, { "memory hotplug", memory_hotplug },
+		{ "offline memory", offline_memory }, { "suspend", suspend },
 	};
 	int failed = 0, ran = 0;
 	size_t i;
