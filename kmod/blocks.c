@@ -92,12 +92,14 @@ static u64 bounded(u64 want)
 u64 ld_reserve_size(u64 limit_bytes, u64 estimate)
 {
 	u64 limit = limit_bytes >> PAGE_SHIFT;
+	u64 tables = ld_reserve_tables_1g(), least = LD_RESERVE_MIN + tables;
 	u64 want;
 
 	if (estimate) {
-		want = round_up(max_t(u64, estimate, LD_RESERVE_MIN), BIT(LD_MAX_ORDER));
+		/* What has been counted are copies. */
+		want = round_up(max(estimate + tables, least), BIT(LD_MAX_ORDER));
 		if (!limit)
-			limit = max_t(u64, available() / 4, LD_RESERVE_MIN);
+			limit = max(available() / 4, least);
 		return bounded(min(want, limit));
 	}
 	if (limit)

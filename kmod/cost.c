@@ -51,6 +51,24 @@ bool ld_no_leaves;
 module_param_named(no_leaves, ld_no_leaves, bool, 0644);
 MODULE_PARM_DESC(no_leaves, "Split huge leaves even if nothing in them needs a copy (tests only)");
 
+static unsigned int lost_at_once;
+module_param(lost_at_once, uint, 0644);
+MODULE_PARM_DESC(lost_at_once, "The most pages that a fault has lost since 0 was written here");
+
+/* In the fault path. */
+void ld_cost_lost(unsigned int pages)
+{
+	unsigned int most = READ_ONCE(lost_at_once);
+
+	while (pages > most) {
+		unsigned int was = cmpxchg(&lost_at_once, most, pages);
+
+		if (was == most)
+			return;
+		most = was;
+	}
+}
+
 static DEFINE_MUTEX(cost_lock);
 static struct page *blocks[BLOCKS];
 

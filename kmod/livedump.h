@@ -233,6 +233,8 @@ void ld_wp_restore(void);
 void ld_wp_release(void);
 int ld_wp_add_tables(int (*add)(unsigned long pfn));
 bool ld_wp_is_protected(unsigned long va);
+/* Leaves of 1 GiB that a fault may have to split. */
+unsigned int ld_wp_count_leaves_1g(void);
 unsigned long ld_va_to_pfn(unsigned long va);	/* ULONG_MAX: not mapped */
 unsigned long ld_va_to_pfn_as_of_stop(unsigned long va);
 /*
@@ -412,12 +414,14 @@ void ld_handed_mark(void);
  * enum ld_use - what a page of the reserve is wanted for
  * @LD_FOR_STOP: a copy or a table, before or in the stop; never from the emergency part
  * @LD_FOR_COPY: a copy, by a fault
- * @LD_FOR_TABLE: the table that a fault splits a huge leaf into
+ * @LD_FOR_TABLE: the table that a fault splits a leaf of 2 MiB into
+ * @LD_FOR_TABLE_1G: the table that takes the place of a leaf of 1 GiB, before the stop or by a fault
  */
 enum ld_use {
 	LD_FOR_STOP,
 	LD_FOR_COPY,
 	LD_FOR_TABLE,
+	LD_FOR_TABLE_1G,
 };
 
 /**
@@ -425,15 +429,18 @@ enum ld_use {
  * @gigabytes: how many blocks of 1 GiB hold some of it
  * @leaves: the same of 2 MiB
  * @emergency: slots of the emergency part
+ * @tables_1g: slots for tables in the place of leaves of 1 GiB
  */
 struct ld_reserve_layout {
 	u32 gigabytes, leaves;
-	u32 emergency;
+	u32 emergency, tables_1g;
 };
 
-#define LD_RESERVE_MIN	2048U	/* pages */
+#define LD_RESERVE_MIN	2048U	/* pages, and those of ld_reserve_tables_1g() */
 #define LD_GIB_ORDER	(30 - PAGE_SHIFT)
 
+/* How many of its pages can be nothing else but tables in the place of leaves of 1 GiB. */
+unsigned int ld_reserve_tables_1g(void);
 int ld_reserve_prepare(u64 pages);
 void ld_reserve_release(void);
 
@@ -537,10 +544,12 @@ void ld_calibrate_get(struct ld_calibration *c);
 extern bool ld_no_leaves;
 u64 ld_cost_begin(void);
 void ld_cost_end(u64 began, u32 what);
+void ld_cost_lost(unsigned int pages);
 #else
 #define ld_no_leaves	false
 static inline u64 ld_cost_begin(void) { return 0; }
 static inline void ld_cost_end(u64 began, u32 what) { }
+static inline void ld_cost_lost(unsigned int pages) { }
 #endif
 
 /* ---- sysfs.c ---- */

@@ -9,12 +9,13 @@
  *	one per CPU	half of what its node has, shared out evenly
  *	one per node	the other half
  *	emergency	a part that only the way of the dump itself may draw on
+ *	tables		what takes the place of leaves of 1 GiB
  *
  * A CPU takes from its own stack, then from its node's, then from other nodes' by
- * distance, and in the end from other CPUs': while a slot is free anywhere outside the
- * emergency part, nobody is refused.  A slot is in exactly one place at any time, on a
- * stack or in the hands of who took it; slots are never moved between stacks in
- * batches, for these would be out of reach while an NMI or another CPU asks.
+ * distance, and in the end from other CPUs': while a slot is free in any of these, nobody is
+ * refused.  A slot is in exactly one place at any time, on a stack or in the hands of who took
+ * it; slots are never moved between stacks in batches, for these would be out of reach while
+ * an NMI or another CPU asks.
  *
  * The head of a stack carries a tag that grows with every change, so that a
  * compare-and-exchange by a CPU that was interrupted between reading the head and
@@ -49,6 +50,21 @@
  *
  * The bounds are looked at before a slot is taken, so CPUs that come at once may go below
  * them by one slot each.
+ *
+ * Tables in the place of leaves of 1 GiB
+ * --------------------------------------
+ * Without one 262,144 pages would be lost, by one fault and with interrupts off.  So each such leaf
+ * has a slot that can be nothing else.  Who splits one, before the stop or in a fault,
+ * takes from these first.
+ *
+ * A leaf that has been split keeps one slot until the end.  Any number of CPUs may be about
+ * to split the same one: all but the first put theirs back, but others must not miss them
+ * meanwhile.  A CPU can be at it twice, in a fault and in that of an NMI in the middle of
+ * it.  With two for each CPU besides, there is always one left.
+ *
+ * Their number is that of PREPARE.  It can't grow: what memory is plugged in stays offline
+ * until the end (guard.c), and nobody writes it.  (Since 6.15 the kernel may join again what it has
+ * split.  A leaf that comes so after PREPARE takes the slot of another, or an ordinary one.)
  */
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
@@ -78,9 +94,9 @@ static struct ld_slot *slots;
 static struct ld_stack *stacks;
 static u16 *node_of_cpu;	/* [nr_cpu_ids] */
 static u16 *node_order;		/* [nr_node_ids][nr_node_ids], nearest first */
-static u32 nr_slots, nr_emergency;
+static u32 nr_slots, nr_emergency, nr_tables_1g;
 
-static atomic_t nr_free, nr_free_emergency, low_free;
+static atomic_t nr_free, nr_free_emergency, nr_free_tables_1g, low_free;
 static atomic_t copy_head;
 static struct ld_reserve_layout layout;
 
@@ -88,6 +104,9 @@ static struct ld_reserve_layout layout;
 static bool no_emergency;
 module_param(no_emergency, bool, 0644);
 MODULE_PARM_DESC(no_emergency, "Have no emergency part (tests only)");
+static bool no_tables_1g;
+module_param(no_tables_1g, bool, 0644);
+MODULE_PARM_DESC(no_tables_1g, "Have no slots for tables in the place of 1 GiB leaves (tests only)");
 #endif
 
 #define MAX_WRITERS	8
@@ -116,6 +135,16 @@ static inline struct ld_stack *node_stack(unsigned int nid)
 static inline struct ld_stack *emergency_stack(void)
 {
 	return &stacks[nr_cpu_ids + nr_node_ids];
+}
+
+static inline struct ld_stack *tables_1g_stack(void)
+{
+	return &stacks[nr_cpu_ids + nr_node_ids + 1];
+}
+
+static inline u32 nr_stacks(void)
+{
+	return nr_cpu_ids + nr_node_ids + 2;
 }
 
 static u32 pop(struct ld_stack *st)
@@ -221,7 +250,7 @@ static u32 pop_emergency(enum ld_use use)
 
 	if (use == LD_FOR_STOP)
 		return LD_NO_SLOT;
-	if (use == LD_FOR_TABLE)
+	if (use == LD_FOR_TABLE || use == LD_FOR_TABLE_1G)
 		bound = nr_emergency / 2;
 	if (ld_reserve_is_writer())
 		bound = 0;
@@ -234,6 +263,15 @@ static u32 pop_emergency(enum ld_use use)
 		atomic_dec(&nr_free_emergency);
 		atomic64_inc(&ld_counters.emergency);
 	}
+	return slot;
+}
+
+static u32 pop_table_1g(void)
+{
+	u32 slot = pop(tables_1g_stack());
+
+	if (slot != LD_NO_SLOT)
+		atomic_dec(&nr_free_tables_1g);
 	return slot;
 }
 
@@ -252,15 +290,24 @@ static void note_low(int left)
 	}
 }
 
+static int all_free(void)
+{
+	return atomic_read(&nr_free) + atomic_read(&nr_free_emergency) +
+	       atomic_read(&nr_free_tables_1g);
+}
+
 u32 ld_reserve_get(enum ld_use use)
 {
-	u32 slot = pop_ordinary();
+	u32 slot = use == LD_FOR_TABLE_1G ? pop_table_1g() : LD_NO_SLOT;
 
-	if (slot != LD_NO_SLOT)
-		atomic_dec(&nr_free);
-	else
-		slot = pop_emergency(use);
-	note_low(atomic_read(&nr_free) + atomic_read(&nr_free_emergency));
+	if (slot == LD_NO_SLOT) {
+		slot = pop_ordinary();
+		if (slot != LD_NO_SLOT)
+			atomic_dec(&nr_free);
+		else
+			slot = pop_emergency(use);
+	}
+	note_low(all_free());
 	return slot;
 }
 
@@ -268,7 +315,8 @@ void ld_reserve_put(u32 slot)
 {
 	struct ld_stack *home = &stacks[slots[slot].home];
 
-	atomic_inc(home == emergency_stack() ? &nr_free_emergency : &nr_free);
+	atomic_inc(home == emergency_stack() ? &nr_free_emergency :
+		   home == tables_1g_stack() ? &nr_free_tables_1g : &nr_free);
 	push(home, slot);
 }
 
@@ -324,7 +372,7 @@ u64 ld_reserve_low(void)
 
 u64 ld_reserve_free(void)
 {
-	return max(atomic_read(&nr_free), 0) + max(atomic_read(&nr_free_emergency), 0);
+	return max(all_free(), 0);
 }
 
 u64 ld_reserve_overhead(void)
@@ -362,7 +410,7 @@ void ld_reserve_give_away(unsigned long pfn)
 static int alloc_memory(u64 want)
 {
 	size_t slot_bytes = ALIGN(array_size(want, sizeof(*slots)), SMP_CACHE_BYTES);
-	size_t stack_bytes = (nr_cpu_ids + nr_node_ids + 1) * sizeof(*stacks);
+	size_t stack_bytes = nr_stacks() * sizeof(*stacks);
 	size_t order_bytes = nr_node_ids * nr_node_ids * sizeof(*node_order);
 
 	memory_bytes = slot_bytes + stack_bytes + order_bytes + nr_cpu_ids * sizeof(*node_of_cpu);
@@ -405,50 +453,79 @@ static void fill_orders(void)
 	}
 }
 
-/* The home of the nth slot of a node, of which it has nr. */
-static u32 home_of(int nid, u32 n, u32 nr)
-{
-	u32 share = nr / 2 / max(nr_cpus_node(nid), 1U);
-	u32 cpu;
+/* How the ordinary slots of a node are shared out, one after the other. */
+struct ld_sharing {
+	u32 nr;			/* slots of the node */
+	u32 share;		/* of each of its CPUs */
+	u32 left;		/* of this CPU's share */
+	unsigned int cpu;	/* the one whose turn it is; none is left: nr_cpu_ids */
+};
 
-	for_each_cpu(cpu, cpumask_of_node(nid)) {
-		if (!share || !cpu_online(cpu))
-			continue;
-		if (n < share)
-			return cpu;
-		n -= share;
+static unsigned int next_online_cpu(int after, int nid)
+{
+	return cpumask_next_and(after, cpumask_of_node(nid), cpu_online_mask);
+}
+
+static void begin_sharing(struct ld_sharing *s, int nid)
+{
+	s->share = s->nr / 2 / max(nr_cpus_node(nid), 1U);
+	s->left = s->share;
+	s->cpu = s->share ? next_online_cpu(-1, nid) : nr_cpu_ids;
+}
+
+/* The home of the node's next slot. */
+static u32 next_home(struct ld_sharing *s, int nid)
+{
+	if (s->cpu < nr_cpu_ids && !s->left) {
+		s->cpu = next_online_cpu(s->cpu, nid);
+		s->left = s->share;
 	}
-	return nr_cpu_ids + nid;
+	if (s->cpu >= nr_cpu_ids)
+		return nr_cpu_ids + nid;
+	s->left--;
+	return s->cpu;
 }
 
 static int fill_stacks(void)
 {
-	u32 *seen = kcalloc(2 * nr_node_ids, sizeof(*seen), GFP_KERNEL);
-	u32 *nr = seen + nr_node_ids, i;
+	struct ld_sharing *nodes = kcalloc(nr_node_ids, sizeof(*nodes), GFP_KERNEL);
+	u32 i, first;	/* of the ordinary slots */
 
-	if (!seen)
+	if (!nodes)
 		return -ENOMEM;
-	for (i = 0; i < nr_cpu_ids + nr_node_ids + 1; i++)
+	for (i = 0; i < nr_stacks(); i++)
 		atomic64_set(&stacks[i].head, head_pack(0, LD_NO_SLOT));
 	nr_emergency = clamp(nr_slots / 16, EMERGENCY_MIN, EMERGENCY_MAX);
 #ifdef LIVEDUMP_TEST
 	if (no_emergency)
 		nr_emergency = 0;
 #endif
-	for (i = nr_emergency; i < nr_slots; i++)
-		nr[page_to_nid(virt_to_page(slots[i].page))]++;
+	first = nr_emergency + nr_tables_1g;
+	for (i = first; i < nr_slots; i++) {
+		if (!(i % 4096))
+			cond_resched();
+		nodes[page_to_nid(virt_to_page(slots[i].page))].nr++;
+	}
+	for (i = 0; i < nr_node_ids; i++)
+		if (nodes[i].nr)
+			begin_sharing(&nodes[i], i);
 	for (i = 0; i < nr_slots; i++) {
 		int nid = page_to_nid(virt_to_page(slots[i].page));
 
+		if (!(i % 4096))
+			cond_resched();
 		if (i < nr_emergency)
-			slots[i].home = nr_cpu_ids + nr_node_ids;
+			slots[i].home = emergency_stack() - stacks;
+		else if (i < first)
+			slots[i].home = tables_1g_stack() - stacks;
 		else
-			slots[i].home = home_of(nid, seen[nid]++, nr[nid]);
+			slots[i].home = next_home(&nodes[nid], nid);
 		push(&stacks[slots[i].home], i);
 	}
-	kfree(seen);
+	kfree(nodes);
 	atomic_set(&nr_free_emergency, nr_emergency);
-	atomic_set(&nr_free, nr_slots - nr_emergency);
+	atomic_set(&nr_free_tables_1g, nr_tables_1g);
+	atomic_set(&nr_free, nr_slots - first);
 	atomic_set(&low_free, nr_slots);
 	atomic_set(&copy_head, (int)LD_NO_SLOT);
 	taken = LD_NO_SLOT;
@@ -464,6 +541,8 @@ static void mark_pages(void)
 	for (i = 0; i < nr_slots; i++) {
 		unsigned long pfn = __pa(slots[i].page) >> PAGE_SHIFT;
 
+		if (!(i % 4096))
+			cond_resched();
 		/* They come in blocks, sorted within a node: neighbours follow each other. */
 		layout.gigabytes += pfn >> LD_GIB_ORDER != gib;
 		layout.leaves += pfn >> 9 != leaf;
@@ -473,6 +552,18 @@ static void mark_pages(void)
 		set_bit(pfn, ld_self);
 	}
 	layout.emergency = nr_emergency;
+	layout.tables_1g = nr_tables_1g;
+}
+
+unsigned int ld_reserve_tables_1g(void)
+{
+	unsigned int leaves = ld_wp_count_leaves_1g();
+
+#ifdef LIVEDUMP_TEST
+	if (no_tables_1g)
+		return 0;
+#endif
+	return leaves ? leaves + 2 * num_possible_cpus() : 0;
 }
 
 /**
@@ -484,11 +575,14 @@ static void mark_pages(void)
  */
 int ld_reserve_prepare(u64 pages)
 {
+	u32 least;
 	int err;
 
-	if (pages < LD_RESERVE_MIN) {
+	nr_tables_1g = ld_reserve_tables_1g();
+	least = LD_RESERVE_MIN + nr_tables_1g;
+	if (pages < least) {
 		pr_err("reserve: %llu pages are too few, at least %u are needed (%llu available)\n",
-		       pages, LD_RESERVE_MIN, (u64)max(si_mem_available(), 0L));
+		       pages, least, (u64)max(si_mem_available(), 0L));
 		return -ENOMEM;
 	}
 	memset(writers, 0, sizeof(writers));
@@ -498,7 +592,7 @@ int ld_reserve_prepare(u64 pages)
 		return err;
 	fill_orders();
 	err = ld_blocks_add(pages, add_slot);
-	if (!err && nr_slots < LD_RESERVE_MIN) {
+	if (!err && nr_slots < least) {
 		pr_err("reserve: only %u of %llu pages could be allocated\n", nr_slots, pages);
 		err = -ENOMEM;
 	}

@@ -155,6 +155,15 @@ static ssize_t emergency_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(emergency);
 
+static ssize_t tables_1g_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct ld_reserve_layout l;
+
+	ld_reserve_get_layout(&l);
+	return sysfs_emit(buf, "%u\n", l.tables_1g);
+}
+static DEVICE_ATTR_RO(tables_1g);
+
 static ssize_t emergency_drawn_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%lld\n", (s64)atomic64_read(&ld_counters.emergency));
@@ -181,7 +190,7 @@ static DEVICE_ATTR_RO(blocks_2m);
 
 static struct attribute *reserve_attrs[] = {
 	&reserve_pages.attr.attr, &reserve_low.attr.attr, &dev_attr_free.attr,
-	&dev_attr_emergency.attr, &dev_attr_emergency_drawn.attr,
+	&dev_attr_emergency.attr, &dev_attr_emergency_drawn.attr, &dev_attr_tables_1g.attr,
 	&dev_attr_blocks_1g.attr, &dev_attr_blocks_2m.attr, NULL
 };
 static const struct attribute_group reserve_group = { .name = "reserve", .attrs = reserve_attrs };

@@ -114,6 +114,27 @@ bool ld_wp_is_protected(unsigned long va)
 		e = entry_in(child_table(v), va, --l);
 	}
 }
+
+static unsigned int count_leaves_1g(const struct ld_va_range *r)
+{
+	unsigned int n = 0;
+	unsigned long va;
+
+	for (va = r->start; va < r->end; va += PUD_SIZE) {
+		ld_entry v;
+		int level;
+
+		ld_walk(va, &level, &v);
+		n += v & _PAGE_PRESENT && level == LEVEL_PUD;
+	}
+	return n;
+}
+
+unsigned int ld_wp_count_leaves_1g(void)
+{
+	return count_leaves_1g(&ld_direct_map) + count_leaves_1g(&ld_vmemmap);
+}
+
 /* ---- transitions ---- */
 
 /* protected -> released */
@@ -190,7 +211,8 @@ static void fill_pieces(ld_entry *table, ld_entry v, int level)
  */
 bool ld_split_leaf(ld_entry *e, ld_entry v, int level, u32 *used)
 {
-	u32 slot = ld_reserve_get(used ? LD_FOR_STOP : LD_FOR_TABLE);
+	u32 slot = ld_reserve_get(level == LEVEL_PUD ? LD_FOR_TABLE_1G :
+				  used ? LD_FOR_STOP : LD_FOR_TABLE);
 	ld_entry *table;
 
 	if (slot == LD_NO_SLOT)
@@ -211,7 +233,8 @@ bool ld_split_leaf(ld_entry *e, ld_entry v, int level, u32 *used)
 }
 
 /*
- * Saves all pages of a huge leaf, or loses them, if the reserve is used up.  Huge
+ * Saves all pages of a huge leaf, or loses them, if the reserve is used up.  Those are 512, for the
+ * table of a leaf of 1 GiB is always there (reserve.c).  Huge
  * leaves of the vmalloc area are never split: the kernel may unmap them at any
  * time, under no lock that would tell when a table of ours is not used any more.
  */
@@ -219,9 +242,15 @@ static void save_leaf(ld_entry *e, ld_entry v, int level)
 {
 	unsigned long pfn = leaf_pfn(v, level);
 	unsigned long end = pfn + (level_size(level) >> PAGE_SHIFT);
+	unsigned int lost = 0;
 
-	for (; pfn < end; pfn++)
-		ld_page_trace(pfn, ld_page_save(pfn));
+	for (; pfn < end; pfn++) {
+		enum ld_saved saved = ld_page_save(pfn);
+
+		lost += saved == LD_SAVED_LOST;
+		ld_page_trace(pfn, saved);
+	}
+	ld_cost_lost(lost);
 	release_entry(e);
 }
 

@@ -2,7 +2,8 @@
 
 // Command reserve tests in a guest what the module does with its reserve: by node and CPU, the part
 // for the writer, both modes when it is used up, its limits, its size by a dry run; and what the
-// module shows of itself in sysfs and trace events. `make test-reserve` runs it.
+// module shows of itself in sysfs and trace events; and in a second guest that no fault loses more than a table's
+// worth of pages. `make test-reserve` runs it.
 //
 // With -bench it measures what a fault costs, by kind, and writes OUT/bench-faults.json.
 // `make bench-faults` does that.
@@ -52,7 +53,7 @@ func main() {
 	})
 }
 
-func run(ctx context.Context, o options, name string) (err error) {
+func run(ctx context.Context, o options, name string) error {
 	kernel, err := guest.FetchKernel(ctx, o.Series)
 	if err != nil {
 		return err
@@ -71,20 +72,24 @@ func run(ctx context.Context, o options, name string) (err error) {
 			{Path: guestsession.Program, Source: filepath.Join(o.Bin, "driver")},
 		},
 	}
-	if !o.bench {
-		config.ExtraArgs = twoNodes(o)
+	if o.bench {
+		return inGuest(ctx, o, config, (*bench).measure)
 	}
-	trial.Step("boot kernel %s with %d MiB and %d CPUs", kernel.Release, o.MemoryMiB, o.CPUs)
+	huge := config
+	huge.Dir, huge.MemoryMiB = filepath.Join(dir, "huge"), hugeMiB
+	config.ExtraArgs = twoNodes(o)
+	return errors.Join(inGuest(ctx, o, config, (*bench).test), inGuest(ctx, o, huge, (*bench).hugeLeaves))
+}
+
+// inGuest boots a guest for a piece of work.
+func inGuest(ctx context.Context, o options, config guest.Config, work func(*bench, context.Context) error) (err error) {
+	trial.Step("boot kernel %s with %d MiB and %d CPUs", config.Kernel.Release, config.MemoryMiB, config.CPUs)
 	g, err := guest.Start(ctx, config)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, g.CheckConsole(), g.Stop()) }()
-	b := &bench{g: g, o: o, kernel: kernel}
-	if o.bench {
-		return b.measure(ctx)
-	}
-	return b.test(ctx)
+	return work(&bench{g: g, o: o, kernel: config.Kernel}, ctx)
 }
 
 // twoNodes shares memory and CPUs between two NUMA nodes.
