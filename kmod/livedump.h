@@ -50,6 +50,7 @@
 #include <uapi/livedump.h>
 
 #define LD_NO_SLOT	U32_MAX
+#define LD_MAX_NEXT_CALLERS	32	/* at once */
 
 /* Counters that the fault path and the stop add to; reported by STATS. */
 struct ld_counters {

@@ -86,7 +86,7 @@ static bool keep;		/* content stays readable after it was reported */
 static bool acks;		/* ... until that is acknowledged */
 static atomic_long_t sweep_pos;
 static DEFINE_SPINLOCK(returned_lock);
-static struct ld_cursor returned[64];
+static struct ld_cursor returned[LD_MAX_NEXT_CALLERS];
 static unsigned int nr_returned;
 
 static inline u32 w_state(u32 w)
@@ -590,7 +590,7 @@ void ld_cursor_return(struct ld_cursor *cur)
 	if (cur->pfn >= cur->end)
 		return;
 	spin_lock(&returned_lock);
-	/* At most one per concurrent caller; the session limits these to 64. */
+	/* A new stretch is only begun when none is here, so there is at most one per caller. */
 	if (!WARN_ON_ONCE(nr_returned >= ARRAY_SIZE(returned)))
 		returned[nr_returned++] = *cur;
 	spin_unlock(&returned_lock);

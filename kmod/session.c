@@ -41,7 +41,6 @@
 #define MAX_CALIBRATE_MS	(10 * 1000U)
 #define MAX_DEADLINE_MS		(24 * 3600ULL * 1000)
 #define MAX_GRACE_MS		(3600U * 1000)
-#define MAX_NEXT_CALLERS	32
 #define REBOOT_PATIENCE		(30 * HZ)
 
 static DECLARE_RWSEM(lock);
@@ -297,7 +296,7 @@ static const struct ld_stop_ops stop_ops = {
  */
 static int dry_run(struct livedump_prepare *arg, unsigned long caller)
 {
-	u64 class_pages[LIVEDUMP_CLASS_SLOTS] = { 0 }, to_dump, uncovered, start;
+	u64 class_pages[LIVEDUMP_CLASS_SLOTS] = { 0 }, to_dump, uncovered, start, estimate;
 	struct ld_stop_times times = { 0 };
 	int err;
 
@@ -313,8 +312,9 @@ static int dry_run(struct livedump_prepare *arg, unsigned long caller)
 		return err;
 	/* Not what this session's mode is about. */
 	atomic_set(&s.failure, LIVEDUMP_FAILURE_NONE);
-	arg->estimate_pages = ld_calibrate_estimate(arg->expected_ms);
-	return prepare_parts(arg, arg->estimate_pages);
+	estimate = ld_calibrate_estimate(arg->expected_ms);
+	arg->estimate_pages = min_t(u64, estimate, U32_MAX);
+	return prepare_parts(arg, estimate);
 }
 
 int ld_session_prepare(struct file *owner, struct livedump_prepare *arg, unsigned long caller)
@@ -562,7 +562,7 @@ static int try_next(struct file *owner, struct ld_next_buf *b, struct livedump_n
 		/* The watch's timer may be that of a CPU that has got stuck since. */
 		if (ktime_get_ns() >= s.deadline_at)
 			mod_delayed_work(watch_queue, &watch_work, 0);
-		if (atomic_inc_return(&s.next_callers) > MAX_NEXT_CALLERS)
+		if (atomic_inc_return(&s.next_callers) > LD_MAX_NEXT_CALLERS)
 			err = -EUSERS;
 		else
 			next_pages(b, arg);

@@ -202,7 +202,9 @@ struct livedump_page {
  * reported exactly once.  nr_pages == 0 means that all have been reported.
  *
  * ENODATA  the session failed (see livedump_stats.failure)
- * EFAULT   bad buffer; pages of this call are not lost, they come again
+ * EFAULT   bad buffer; no page was handed out.  Only if the memory of this structure itself goes away during
+ *          the call, there is nowhere to say how many were: then those of the call do not come again, unless
+ *          the session acknowledges, and then after a TAKEOVER.  Whoever lets that happen must thaw.
  */
 struct livedump_next {
 	__u32 size;
@@ -282,7 +284,7 @@ struct livedump_takeover {
 	__u8  uuid[16];
 	/* out */
 	__u64 deadline_ms;		/* what is left of it */
-	__u64 pages_reported;		/* to the former owners; they do not come again */
+	__u64 pages_reported;		/* by former owners and done with: with ACK the acknowledged ones */
 	struct livedump_prepare prepare; /* as PREPARE and FREEZE were answered */
 	struct livedump_freeze freeze;
 	__u64 reserved[4];
