@@ -146,7 +146,7 @@ func checkRival(o *observation) finding {
 // right to it: it is running, or it was there first. At a glance, which does not show the claims, they may have files or not.
 func claimRival(o *observation) (rival *v1alpha1.LiveDump, claim string) {
 	for _, other := range o.others {
-		if other.Namespace != o.dump.Namespace || ended(other) || !comesBefore(other, o.dump) {
+		if other.Namespace != o.dump.Namespace || other.Ended() || !comesBefore(other, o.dump) {
 			continue
 		}
 		for _, theirs := range other.Spec.Target.Claims() {

@@ -60,7 +60,7 @@ type decision struct {
 
 // decide is the whole state machine. It depends on nothing but what was observed.
 func decide(o *observation) decision {
-	if ended(o.dump) {
+	if o.dump.Ended() {
 		return cleanUp(o)
 	}
 	found := examine(o)
@@ -85,14 +85,14 @@ func decide(o *observation) decision {
 		// It was asked for a moment ago, and the cache does not show it yet.
 		d.holder, d.lookAgain = leave, holderLag
 	}
-	if !o.whole && !begun(o.dump) && sameButMessages(o.dump.Status, d.status) {
+	if !o.whole && !o.dump.Begun() && sameButMessages(o.dump.Status, d.status) {
 		// Pods on their way say something else every moment. The next look tells what lasts.
 		d.status = o.dump.Status
 	}
 	if d.waitsInLine() {
 		d.lookAgain = lineLook
 	}
-	d.lookAgain = min(d.lookAgain, deadline(o.dump, found).Sub(o.now))
+	d.lookAgain = min(d.lookAgain, deadline(o, found).Sub(o.now))
 	return d
 }
 
@@ -103,7 +103,7 @@ func (d decision) waitsInLine() bool {
 
 // weighs says whether the decision, made at a glance, is one that takes a look at all there is.
 func (d decision) weighs(o *observation) bool {
-	if o.whole || ended(o.dump) || reportedEnd(o) != nil {
+	if o.whole || o.dump.Ended() || reportedEnd(o) != nil {
 		return false // there is nothing more to see, or the agent's word is all that counts
 	}
 	was, is := o.dump.Status, d.status
@@ -131,13 +131,13 @@ func examine(o *observation) findings {
 		target:   waiting(v1alpha1.ReasonPending, "not checked yet"),
 		agent:    waiting(v1alpha1.ReasonPending, "not checked yet"),
 	}
-	if begun(o.dump) {
+	if o.dump.Begun() {
 		// The agent has the device open and does not need the holder any more. What could
 		// still go wrong with the target shows as an I/O error.
 		return findings{accepted: accepted(), target: kept(o.dump, v1alpha1.ConditionTargetReady), agent: checkAgent(o)}
 	}
 	f := unchecked
-	if canceled(o.dump) {
+	if o.dump.Canceled() {
 		// It is not to begin, so nothing needs to be checked, and nothing is said of what was not.
 		return keptFindings(o.dump)
 	}
@@ -210,24 +210,7 @@ func cleanUp(o *observation) decision {
 	return d
 }
 
-// ended says whether the outcome stands.
-func ended(dump *v1alpha1.LiveDump) bool {
-	succeeded := condition(dump, v1alpha1.ConditionSucceeded)
-	return succeeded != nil && succeeded.Status != metav1.ConditionUnknown
-}
-
-// begun says whether the agent has taken the LiveDump up: from then on only the agent
-// (or its loss) brings the end, for a session may exist.
-func begun(dump *v1alpha1.LiveDump) bool {
-	captured := condition(dump, v1alpha1.ConditionCaptured)
-	return dump.Status.Session != "" || captured != nil && captured.Reason != v1alpha1.ReasonPending
-}
-
 func deleting(dump *v1alpha1.LiveDump) bool { return dump.DeletionTimestamp != nil }
-
-func canceled(dump *v1alpha1.LiveDump) bool {
-	return dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || deleting(dump)
-}
 
 func reference(dump *v1alpha1.LiveDump) string {
 	return fmt.Sprintf("%s/%s", dump.Namespace, dump.Name)

@@ -291,7 +291,7 @@ func TestEnds(t *testing.T) {
 				t.Errorf("decision at the end: %+v", d)
 			}
 			// The controller sees no target. What it said of one that the agent has begun to write would be a guess.
-			if guess := begun(test.o.dump) && reportedEnd(test.o) == nil; guess != strings.HasSuffix(c.Message, unknownTarget) {
+			if guess := test.o.dump.Begun() && reportedEnd(test.o) == nil; guess != strings.HasSuffix(c.Message, unknownTarget) {
 				t.Errorf("the end of one that has begun is not the agent's word: %v; message: %q", guess, c.Message)
 			}
 			for _, c := range d.status.Conditions {
@@ -307,10 +307,10 @@ func TestEnds(t *testing.T) {
 func TestOwnConditionsAreNoSignOfTheAgent(t *testing.T) {
 	o := fresh()
 	o.proceed()
-	if begun(o.dump) {
+	if o.dump.Begun() {
 		t.Error("the controller takes its own conditions for the agent's")
 	}
-	if !begun(running().dump) {
+	if !running().dump.Begun() {
 		t.Error("the agent's conditions are not seen")
 	}
 }

@@ -34,8 +34,8 @@ func findEnd(o *observation, f findings) *outcome {
 	if end := reportedEnd(o); end != nil {
 		return end
 	}
-	working := begun(dump)
-	if canceled(dump) && !working {
+	working := dump.Begun()
+	if dump.Canceled() && !working {
 		return failure(v1alpha1.ReasonCanceled, "canceled before the agent began; nothing was written to the target")
 	}
 	if rebooted(o) {
@@ -57,7 +57,7 @@ func findEnd(o *observation, f findings) *outcome {
 	if deleting(dump) && o.now.Sub(dump.DeletionTimestamp.Time) >= deletionGrace {
 		return failure(v1alpha1.ReasonCanceled, fmt.Sprintf("deleted; the agent did not confirm within %s that it ended the session%s", deletionGrace, unknownTarget))
 	}
-	if !o.now.Before(deadline(dump, f)) {
+	if !o.now.Before(deadline(o, f)) {
 		return overdue(o, f)
 	}
 	return nil
@@ -139,13 +139,10 @@ func whereabouts(dump *v1alpha1.LiveDump) string {
 	return fmt.Sprintf("the dump is on claim %s from its first byte on, read back and verified", claimNames(dump))
 }
 
-// deadline by which the LiveDump has to end; far away for one that is not accepted yet.
-func deadline(dump *v1alpha1.LiveDump, f findings) time.Time {
-	if dump.Status.StartTime == nil {
-		return time.Unix(1<<40, 0)
-	}
-	at := dump.Status.StartTime.Add(time.Duration(dump.Spec.TimeoutSeconds) * time.Second)
-	if begun(dump) && f.agent.state == fine {
+// deadline by which the LiveDump has to end.
+func deadline(o *observation, f findings) time.Time {
+	at := o.dump.Deadline(o.now)
+	if o.dump.Begun() && f.agent.state == fine {
 		at = at.Add(agentGrace)
 	}
 	return at
@@ -155,9 +152,9 @@ func deadline(dump *v1alpha1.LiveDump, f findings) time.Time {
 func overdue(o *observation, f findings) *outcome {
 	within := fmt.Sprintf("not ended within %d seconds: ", o.dump.Spec.TimeoutSeconds)
 	switch {
-	case begun(o.dump) && f.agent.state != fine:
+	case o.dump.Begun() && f.agent.state != fine:
 		return failure(v1alpha1.ReasonAgentLost, within+"the agent began and did not come back ("+f.agent.message+")"+unknownTarget)
-	case begun(o.dump):
+	case o.dump.Begun():
 		return failure(v1alpha1.ReasonDeadlineExceeded, within+"the agent was still at work"+unknownTarget)
 	case nodeTrouble(o.node) != "":
 		return failure(v1alpha1.ReasonNodeNotReady, within+awaited(f))

@@ -51,11 +51,11 @@ func (i Inventory) Collect(c chan<- prometheus.Metric) {
 func stateOf(dump *v1alpha1.LiveDump) string {
 	succeeded := condition(dump, v1alpha1.ConditionSucceeded)
 	switch {
-	case ended(dump) && succeeded.Reason == v1alpha1.ReasonComplete:
+	case dump.Ended() && succeeded.Reason == v1alpha1.ReasonComplete:
 		return "Succeeded"
-	case ended(dump):
+	case dump.Ended():
 		return "Failed"
-	case begun(dump):
+	case dump.Begun():
 		return "Running"
 	}
 	return "Pending"

@@ -50,7 +50,7 @@ func inPlace(o *observation, place int, message string) finding {
 func nodeLine(o *observation) (first *v1alpha1.LiveDump, place int) {
 	place = 1
 	for _, other := range o.others {
-		if other.Spec.NodeName != o.dump.Spec.NodeName || ended(other) {
+		if other.Spec.NodeName != o.dump.Spec.NodeName || other.Ended() {
 			continue
 		}
 		before := comesBefore(other, o.dump)
@@ -76,7 +76,7 @@ func clusterLine(o *observation) (running, place int) {
 func next(dumps []*v1alpha1.LiveDump) (heads []*v1alpha1.LiveDump, running int) {
 	first := map[string]*v1alpha1.LiveDump{}
 	for _, dump := range dumps {
-		if ended(dump) {
+		if dump.Ended() {
 			continue
 		}
 		if dump.Status.StartTime != nil {

@@ -90,7 +90,7 @@ func (r *LiveDumpReconciler) look(ctx context.Context, glance *observation) (*ob
 	o.whole = true
 	// In a namespace that is not allowed the controller has no rights to look; and once the agent is at
 	// work, or nothing is to begin any more, the claims do not matter.
-	if o.namespaceAllowed && !begun(o.dump) && !canceled(o.dump) {
+	if o.namespaceAllowed && !o.dump.Begun() && !o.dump.Canceled() {
 		if err := r.observeTarget(ctx, o); err != nil {
 			return nil, err
 		}
@@ -111,7 +111,7 @@ func (r *LiveDumpReconciler) renew(ctx context.Context, reader client.Reader, o 
 		return nil, fmt.Errorf("reading LiveDump: %w", err)
 	case latest == nil:
 		return nil, nil
-	case latest.UID != o.dump.UID, begun(latest) != begun(o.dump), canceled(latest) != canceled(o.dump):
+	case latest.UID != o.dump.UID, latest.Begun() != o.dump.Begun(), latest.Canceled() != o.dump.Canceled():
 		return nil, errChanged // and what was read depends on that
 	}
 	o.dump, o.now = latest, r.Clock.Now()

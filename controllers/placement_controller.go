@@ -92,7 +92,7 @@ func place(node *corev1.Node, dumps []v1alpha1.LiveDump, linger time.Duration, n
 		switch {
 		case dump.Status.StartTime == nil:
 			// was never accepted, so no agent ever looked at it
-		case !ended(dump):
+		case !dump.Ended():
 			needed = true
 		case dump.Status.CompletionTime != nil:
 			// An end in the future means that the clock was set back: how long ago it was is not known then, and

@@ -48,7 +48,7 @@ func TestAgentBeginsBetweenLookAndVerdict(t *testing.T) {
 	if err := r.Reader.Get(t.Context(), client.ObjectKeyFromObject(o.dump), dump); err != nil {
 		t.Fatal(err)
 	}
-	if ended(dump) || !begun(dump) {
+	if dump.Ended() || !dump.Begun() {
 		t.Errorf("the controller ended a LiveDump that the agent has begun: %+v", dump.Status.Conditions)
 	}
 	if begins {

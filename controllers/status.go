@@ -40,7 +40,7 @@ func runningStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 		status.Node = v1alpha1.NodeIdentity{BootID: o.node.Status.NodeInfo.BootID, KernelRelease: o.node.Status.NodeInfo.KernelVersion}
 	}
 	succeeded := waiting(v1alpha1.ReasonPending, awaited(f))
-	if begun(o.dump) {
+	if o.dump.Begun() {
 		succeeded = waiting(v1alpha1.ReasonRunning, "the agent is at work, see condition Captured")
 		if f.agent.state != fine {
 			succeeded.message = f.agent.message
@@ -60,7 +60,7 @@ func endedStatus(o *observation, f findings, end outcome) v1alpha1.LiveDumpStatu
 			continue
 		}
 		closed := bad(v1alpha1.ReasonNotReached, fmt.Sprintf("ended with %s before; last: %s", end.reason, c.Message))
-		if c.Type == v1alpha1.ConditionCaptured && begun(o.dump) {
+		if c.Type == v1alpha1.ConditionCaptured && o.dump.Begun() {
 			closed = bad(end.reason, end.message)
 		}
 		setCondition(&status, o, c.Type, closed)
@@ -88,7 +88,7 @@ func checkedStatus(o *observation, f findings) v1alpha1.LiveDumpStatus {
 	}
 	status.PlaceInLine = 0
 	switch {
-	case begun(o.dump):
+	case o.dump.Begun():
 		if uid := successor(o); uid != "" {
 			status.Target.HolderPodUID = uid
 		}

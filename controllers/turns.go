@@ -99,7 +99,7 @@ func (t *turns) seed(ctx context.Context, reader client.Reader, now time.Time) e
 		if err != nil {
 			return fmt.Errorf("looking for LiveDumps that have begun: %w", err)
 		}
-		if dump.Status.StartTime != nil && !ended(dump) {
+		if dump.Status.StartTime != nil && !dump.Ended() {
 			t.begun[dump.UID] = turn{dump.DeepCopy(), now} // a chunk is not to stay for one of its LiveDumps
 		}
 	}
@@ -112,7 +112,7 @@ const cacheLag = time.Minute
 
 // settle drops what is noted of a LiveDump that the cache shows as begun or ended.
 func (t *turns) settle(dump *v1alpha1.LiveDump) {
-	if dump.Status.StartTime == nil && !ended(dump) {
+	if dump.Status.StartTime == nil && !dump.Ended() {
 		return
 	}
 	t.mu.Lock()
@@ -128,7 +128,7 @@ func (t *turns) overlay(ctx context.Context, cache client.Reader, others []*v1al
 		noted, ok := t.begun[other.UID]
 		switch {
 		case !ok:
-		case other.Status.StartTime != nil || ended(other):
+		case other.Status.StartTime != nil || other.Ended():
 			delete(t.begun, other.UID) // the cache has caught up
 		default:
 			others[i] = noted.dump
@@ -141,7 +141,7 @@ func (t *turns) overlay(ctx context.Context, cache client.Reader, others []*v1al
 		// It may have ended in the cache, or not be there yet.
 		is := &v1alpha1.LiveDump{}
 		err := cache.Get(ctx, client.ObjectKeyFromObject(noted.dump), is)
-		if err == nil && (is.UID != uid || ended(is)) || now.Sub(noted.since) > cacheLag && apierrors.IsNotFound(err) {
+		if err == nil && (is.UID != uid || is.Ended()) || now.Sub(noted.since) > cacheLag && apierrors.IsNotFound(err) {
 			delete(t.begun, uid)
 			continue
 		}
@@ -152,7 +152,7 @@ func (t *turns) overlay(ctx context.Context, cache client.Reader, others []*v1al
 
 // lookIsDue says whether it is time for a look that asks the API server, although the glance found nothing to do.
 func (t *turns) lookIsDue(o *observation, d decision) bool {
-	if ended(o.dump) || begun(o.dump) {
+	if o.dump.Ended() || o.dump.Begun() {
 		return false
 	}
 	t.mu.Lock()
@@ -173,7 +173,7 @@ func (t *turns) lookIsDue(o *observation, d decision) bool {
 func (t *turns) haveLooked(o *observation) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if begun(o.dump) || ended(o.dump) {
+	if o.dump.Begun() || o.dump.Ended() {
 		delete(t.looked, o.dump.UID)
 		return
 	}

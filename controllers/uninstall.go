@@ -56,11 +56,11 @@ func (u *Uninstaller) Run(ctx context.Context) error {
 // cancel asks for the end of every LiveDump and returns how many have not come to it.
 func (u *Uninstaller) cancel(ctx context.Context) (open int, err error) {
 	err = u.each(ctx, func(dump *v1alpha1.LiveDump) error {
-		if ended(dump) && !controllerutil.ContainsFinalizer(dump, Finalizer) {
+		if dump.Ended() && !controllerutil.ContainsFinalizer(dump, Finalizer) {
 			return nil
 		}
 		open++
-		if ended(dump) || canceled(dump) {
+		if dump.Ended() || dump.Canceled() {
 			return nil
 		}
 		log.FromContext(ctx).Info("Canceling", "liveDump", reference(dump), "session", dump.UID)
@@ -91,12 +91,12 @@ func (u *Uninstaller) release(ctx context.Context) error {
 
 func (u *Uninstaller) releaseOne(ctx context.Context, dump *v1alpha1.LiveDump) error {
 	r := &LiveDumpReconciler{Client: u.Client}
-	if !ended(dump) {
+	if !dump.Ended() {
 		log.FromContext(ctx).Info("Ended without word from controller and agent", "liveDump", reference(dump), "session", dump.UID)
 		o := &observation{dump: dump, now: u.Clock.Now()}
 		found := keptFindings(dump)
 		message := "livedump was uninstalled before the agent began; nothing was written to the target"
-		if begun(dump) {
+		if dump.Begun() {
 			message = fmt.Sprintf("livedump was uninstalled; the agent did not confirm within %s that it ended the session%s", u.Patience, unknownTarget)
 		}
 		if err := r.applyStatus(ctx, dump, endedStatus(o, found, *failure(v1alpha1.ReasonCanceled, message))); err != nil {

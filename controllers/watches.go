@@ -61,7 +61,7 @@ var indexes = []index{
 func active(values func(*v1alpha1.LiveDump) []string) client.IndexerFunc {
 	return func(o client.Object) []string {
 		dump := o.(*v1alpha1.LiveDump)
-		if ended(dump) {
+		if dump.Ended() {
 			return nil
 		}
 		return values(dump)
@@ -127,7 +127,7 @@ func SetupWithManager(mgr ctrl.Manager, live *LiveDumpReconciler, placement *Pla
 		}), builder.WithPredicates(predicate.Funcs{
 			CreateFunc: func(event.CreateEvent) bool { return false },
 			UpdateFunc: func(e event.UpdateEvent) bool {
-				return ended(e.ObjectNew.(*v1alpha1.LiveDump)) && !ended(e.ObjectOld.(*v1alpha1.LiveDump))
+				return e.ObjectNew.(*v1alpha1.LiveDump).Ended() && !e.ObjectOld.(*v1alpha1.LiveDump).Ended()
 			},
 		})).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {

@@ -58,7 +58,7 @@ const (
 	ReasonUnsupportedKernel   = "UnsupportedKernel"
 	ReasonNodeBusy            = "NodeBusy"     // another session, or suspend, hibernation or memory hotplug
 	ReasonNotPermitted        = "NotPermitted" // the agent lacks the right to use the module
-	ReasonStopFailed          = "StopFailed" // a CPU could not be held
+	ReasonStopFailed          = "StopFailed"   // a CPU could not be held
 	ReasonOutOfMemory         = "OutOfMemory"
 	ReasonReserveExhausted    = "ReserveExhausted"
 	ReasonDeadlineExceeded    = "DeadlineExceeded"

@@ -118,7 +118,7 @@ func (a *Agent) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resul
 	case start:
 		return a.start(ctx, dump, now, false)
 	}
-	if ended(dump) {
+	if dump.Ended() {
 		return ctrl.Result{}, a.Tidy(ctx)
 	}
 	return ctrl.Result{}, nil
@@ -191,7 +191,7 @@ func (a *Agent) write(ctx context.Context, p Part) (ctrl.Result, error) {
 // start takes a LiveDump up, or goes on with it. That it is taken up is on record before anything else happens, so that whoever comes
 // after this process knows that there may have been a session.
 func (a *Agent) start(ctx context.Context, dump *v1alpha1.LiveDump, now time.Time, resume bool) (ctrl.Result, error) {
-	until := deadline(dump, now)
+	until := dump.Deadline(now)
 	p := newPart(dump)
 	p.ResourceVersion = dump.ResourceVersion
 	options, err := optionsOf(dump, until, now)
@@ -293,7 +293,7 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 			a.deliver(final, log)
 		}()
 	}
-	if canceled(j.dump) {
+	if j.dump.Canceled() {
 		j.cancel(engine.ErrCanceled) // what the process before this one has begun is only ended
 	}
 	report, err := a.Dump(ctx, j.dump, o)
@@ -387,7 +387,7 @@ func (a *Agent) endedMeanwhile(p Part) bool {
 	if err != nil {
 		return false
 	}
-	return string(dump.UID) != p.UID || ended(dump)
+	return string(dump.UID) != p.UID || dump.Ended()
 }
 
 // Drain lets the running dump, if there is one, come to its end and takes up no other. When giveUp is closed the dump
@@ -493,7 +493,7 @@ func (a *Agent) wants(ctx context.Context, uuid string) (bool, error) {
 	}
 	for i := range list.Items {
 		d := &list.Items[i]
-		if sessionOf(d).String() == uuid && d.Spec.NodeName == a.NodeName && !ended(d) {
+		if sessionOf(d).String() == uuid && d.Spec.NodeName == a.NodeName && !d.Ended() {
 			return true, nil
 		}
 	}

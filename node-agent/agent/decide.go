@@ -44,7 +44,7 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 	if dump.Spec.NodeName != nodeName {
 		return decision{}
 	}
-	ended, canceled := ended(dump), canceled(dump)
+	ended, canceled := dump.Ended(), dump.Canceled()
 	captured := status(dump, v1alpha1.ConditionCaptured)
 	switch {
 	case r == worker && ended:
@@ -53,9 +53,9 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 		return decision{stop, engine.ErrCanceled}
 	case r == done, r == worker, ended, captured == metav1.ConditionTrue, captured == metav1.ConditionFalse:
 		return decision{}
-	case begun(dump) && r != claimant:
+	case dump.Begun() && r != claimant:
 		return decision{action: resume}
-	case canceled && begun(dump):
+	case canceled && dump.Begun():
 		return decision{action: resume} // claimed by this process, but nothing was done
 	case canceled:
 		return decision{} // the controller ends it alone
@@ -63,26 +63,10 @@ func decide(dump *v1alpha1.LiveDump, nodeName string, r role, now time.Time) dec
 		status(dump, v1alpha1.ConditionTargetReady) != metav1.ConditionTrue,
 		!ready(dump):
 		return decision{}
-	case !now.Before(deadline(dump, now)):
+	case !now.Before(dump.Deadline(now)):
 		return decision{} // too late; the controller ends it
 	}
 	return decision{action: start}
-}
-
-// ended says whether the controller has ended the LiveDump.
-func ended(dump *v1alpha1.LiveDump) bool {
-	s := status(dump, v1alpha1.ConditionSucceeded)
-	return s == metav1.ConditionTrue || s == metav1.ConditionFalse
-}
-
-func canceled(dump *v1alpha1.LiveDump) bool {
-	return dump.Spec.DesiredState == v1alpha1.DesiredStateCancel || dump.DeletionTimestamp != nil
-}
-
-// begun says whether an agent has taken the LiveDump up; the controller asks the same.
-func begun(dump *v1alpha1.LiveDump) bool {
-	c := meta.FindStatusCondition(dump.Status.Conditions, v1alpha1.ConditionCaptured)
-	return dump.Status.Session != "" || c != nil && c.Reason != v1alpha1.ReasonPending
 }
 
 func endedByController(dump *v1alpha1.LiveDump) error {
@@ -92,20 +76,6 @@ func endedByController(dump *v1alpha1.LiveDump) error {
 		cause = engine.ErrDeadline
 	}
 	return fmt.Errorf("the controller has ended the LiveDump (%s): %w", c.Reason, cause)
-}
-
-// deadline is when the time of the LiveDump is over. The controller waits somewhat longer, so that the agent, which
-// knows more, can say how it ended.
-func deadline(dump *v1alpha1.LiveDump, now time.Time) time.Time {
-	from := now
-	if dump.Status.StartTime != nil {
-		from = dump.Status.StartTime.Time
-	}
-	timeout := time.Duration(dump.Spec.TimeoutSeconds) * time.Second
-	if timeout <= 0 {
-		timeout = 30 * time.Minute // the default of the API
-	}
-	return from.Add(timeout)
 }
 
 // status of a condition; empty without one.
