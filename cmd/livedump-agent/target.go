@@ -104,7 +104,7 @@ func (t *targetFlags) open(node engine.Node, policy blockdev.Policy, session kdu
 			opens = append(opens, engine.File(path, policy, before))
 			continue
 		}
-		find := func() (blockdev.ID, error) { return node.Host.Resolve(path) }
+		find := func(context.Context) (blockdev.ID, error) { return node.Host.Resolve(path) }
 		opens = append(opens, node.Device(find, blockdev.Need{Policy: policy, Session: session}))
 	}
 	if len(opens) == 1 {

@@ -3,10 +3,14 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -210,26 +214,53 @@ func TestFindVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := h.FindVolume(dir, uid, pv); !errors.Is(err, ErrNotFound) {
+	if _, err := h.FindVolume(context.Background(), dir, uid, pv, 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("nothing attached: got %v, want %v", err, ErrNotFound)
 	}
 	link(plugin, "/dev/vdb") // an absolute link, which must not lead to this machine's own /dev
-	id, err := h.FindVolume(dir, uid, pv)
+	id, err := h.FindVolume(context.Background(), dir, uid, pv, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if id != (ID{254, 16}) {
 		t.Errorf("got %s", id)
 	}
-	if _, err := h.FindVolume(dir, uid, "pvc-2"); !errors.Is(err, ErrNotFound) {
+	if _, err := h.FindVolume(context.Background(), dir, uid, "pvc-2", 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("another volume: got %v, want %v", err, ErrNotFound)
 	}
+	// Another pod has it, and goes, or does not.
+	others := filepath.Join(h.Root, dir, "pods/aaaaaaaa-1111-2222-3333-444444444444")
+	if err := os.MkdirAll(filepath.Join(others, "volumeDevices", plugin), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/vdb", filepath.Join(others, "volumeDevices", plugin, pv)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.FindVolume(context.Background(), dir, uid, pv, 0); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "aaaaaaaa-") {
+		t.Errorf("attached for another pod: got %v, want %v", err, ErrInUse)
+	}
+	canceled, cancel := context.WithCancelCause(context.Background())
+	cancel(io.ErrClosedPipe)
+	if _, err := h.FindVolume(canceled, dir, uid, pv, time.Hour); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("canceled while another pod has it: %v", err)
+	}
+	found := make(chan error, 1)
+	go func() {
+		_, err := h.FindVolume(context.Background(), dir, uid, pv, time.Hour)
+		found <- err
+	}()
+	if err := os.RemoveAll(others); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-found; err != nil {
+		t.Errorf("when the other pod has gone: %v", err)
+	}
 	link("kubernetes.io~csi", "/dev/vdb")
-	if _, err := h.FindVolume(dir, uid, pv); !errors.Is(err, ErrNotFound) {
+	if _, err := h.FindVolume(context.Background(), dir, uid, pv, 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("two plugins: got %v, want %v", err, ErrNotFound)
 	}
 	for _, names := range [][2]string{{"..", pv}, {uid, ".."}, {uid, "../" + pv}, {"a/b", pv}, {"", pv}, {uid, ""}, {uid, "."}} {
-		if _, err := h.FindVolume(dir, names[0], names[1]); err == nil {
+		if _, err := h.FindVolume(context.Background(), dir, names[0], names[1], 0); err == nil {
 			t.Errorf("pod %q, volume %q was accepted", names[0], names[1])
 		}
 	}

@@ -3,11 +3,13 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path"
 	"regexp"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,8 +21,9 @@ var (
 )
 
 // FindVolume gives the block device that the kubelet attached for a pod: the target of
-// <kubeletDir>/pods/<podUID>/volumeDevices/<plugin>/<pvName>. ErrNotFound, ErrNotBlock.
-func (h Host) FindVolume(kubeletDir, podUID, pvName string) (ID, error) {
+// <kubeletDir>/pods/<podUID>/volumeDevices/<plugin>/<pvName>. It refuses a volume that is attached for another pod as well, but waits for
+// so long until that is over: the pod may be about to end. ErrNotFound, ErrNotBlock, ErrInUse, or the cause of ctx.
+func (h Host) FindVolume(ctx context.Context, kubeletDir, podUID, pvName string, patience time.Duration) (ID, error) {
 	if !podUIDForm.MatchString(podUID) {
 		return ID{}, fmt.Errorf("finding the volume: %q is not the UID of a pod", podUID)
 	}
@@ -36,6 +39,9 @@ func (h Host) FindVolume(kubeletDir, podUID, pvName string) (ID, error) {
 	case 0:
 		return ID{}, refuse(ErrNotFound, base, "volume %s is not among the block volumes that the kubelet has attached for this pod", pvName)
 	case 1:
+		if err := h.waitForOthers(ctx, kubeletDir, podUID, pvName, patience); err != nil {
+			return ID{}, err
+		}
 		return h.Resolve(found[0])
 	}
 	return ID{}, refuse(ErrNotFound, base, "volume %s is there more than once: %v", pvName, found)
@@ -55,21 +61,46 @@ func (h Host) FindLocal(devicePath, kubeletDir, podUID, pvName string) (ID, erro
 	if err != nil {
 		return ID{}, err
 	}
+	if err := h.refuseOthers(kubeletDir, podUID, pvName); err != nil {
+		return ID{}, err
+	}
+	return id, nil
+}
+
+// refuseOthers is ErrInUse if the kubelet has attached a volume for any pod but the one named.
+func (h Host) refuseOthers(kubeletDir, podUID, pvName string) error {
 	pods := path.Join(kubeletDir, "pods")
 	uids, err := h.readDirInRoot(pods)
 	if err != nil {
-		return ID{}, fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
+		return fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
 	}
 	for _, uid := range uids {
 		attached, err := h.attached(path.Join(pods, uid, "volumeDevices"), pvName)
 		if err != nil {
-			return ID{}, fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
+			return fmt.Errorf("finding the pods that use volume %s: %w", pvName, err)
 		}
 		if len(attached) > 0 && uid != podUID {
-			return ID{}, refuse(ErrInUse, devicePath, "the kubelet has attached volume %s for the pod with UID %s", pvName, uid)
+			return refuse(ErrInUse, attached[0], "the kubelet has attached volume %s for the pod with UID %s", pvName, uid)
 		}
 	}
-	return id, nil
+	return nil
+}
+
+// othersRetry is how often it is looked whether the other pods are gone.
+const othersRetry = 200 * time.Millisecond
+
+func (h Host) waitForOthers(ctx context.Context, kubeletDir, podUID, pvName string, patience time.Duration) error {
+	for until := time.Now().Add(patience); ; {
+		err := h.refuseOthers(kubeletDir, podUID, pvName)
+		if !errors.Is(err, ErrInUse) || !time.Now().Before(until) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(othersRetry):
+		}
+	}
 }
 
 // attached are the paths by which the kubelet has a block volume in a pod's directory volumeDevices.

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"livedump.io/api/v1alpha1"
 	"livedump.io/internal/blockdev"
@@ -50,6 +51,9 @@ func streamOptions(s *v1alpha1.StreamTarget) stream.Options {
 	return stream.Options{Address: s.Address, ServerName: s.TLS.ServerName, CA: []byte(s.TLS.CABundle)}
 }
 
+// othersPatience is how long the volume may still be attached for another pod: the holder of an earlier LiveDump that is ending.
+const othersPatience = 30 * time.Second
+
 // openClaim opens what is behind one claim.
 func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, claim v1alpha1.PersistentVolumeClaimTarget, before kdump.Session) engine.Open {
 	holder := dump.Status.Target.HolderPodUID
@@ -61,11 +65,11 @@ func openClaim(node engine.Node, kubeletDir string, dump *v1alpha1.LiveDump, cla
 			return node.Host.FindFilesystem(kubeletDir, holder, found.PersistentVolumeName)
 		}, file, fmt.Sprintf("file %s in volume %s", file, found.PersistentVolumeName), policy(dump), before)
 	}
-	return node.Device(func() (blockdev.ID, error) {
+	return node.Device(func(ctx context.Context) (blockdev.ID, error) {
 		if path := found.LocalPath; path != "" {
 			return node.Host.FindLocal(path, kubeletDir, holder, found.PersistentVolumeName)
 		}
-		return node.Host.FindVolume(kubeletDir, holder, found.PersistentVolumeName)
+		return node.Host.FindVolume(ctx, kubeletDir, holder, found.PersistentVolumeName, othersPatience)
 	}, need(dump, found))
 }
 

@@ -282,7 +282,7 @@ func TestEncryptedDump(t *testing.T) {
 	}
 	m := testMemory(8000)
 	node := Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
-	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.IfEmptyOrLiveDump}))
+	e := node.Engine(node.Device(func(context.Context) (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.IfEmptyOrLiveDump}))
 	fake := testEngine(nil, m)
 	e.LoadModule, e.OpenSession, e.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
 	o := testOptions()
@@ -347,7 +347,7 @@ func TestDumpToDevice(t *testing.T) {
 	path, backing := blockdevtest.Loop(t, 64<<20)
 	m := testMemory(8000)
 	node := Node{Host: blockdev.LocalHost, Log: slog.New(slog.DiscardHandler)}
-	e := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.Never}))
+	e := node.Engine(node.Device(func(context.Context) (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Bytes: 64 << 20, Policy: blockdev.Never}))
 	fake := testEngine(nil, m)
 	e.LoadModule, e.OpenSession, e.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
 
@@ -389,7 +389,7 @@ func TestDumpToDevice(t *testing.T) {
 		t.Errorf("%d sessions: a refused target must be found before memory is frozen", m.Sessions())
 	}
 	// ... but with the other policy.
-	e2 := node.Engine(node.Device(func() (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: blockdev.IfEmptyOrLiveDump}))
+	e2 := node.Engine(node.Device(func(context.Context) (blockdev.ID, error) { return node.Host.Resolve(path) }, blockdev.Need{Policy: blockdev.IfEmptyOrLiveDump}))
 	e2.LoadModule, e2.OpenSession, e2.RAM = fake.LoadModule, fake.OpenSession, fake.RAM
 	if _, err := e2.Dump(context.Background(), testOptions()); err != nil {
 		t.Errorf("over a dump, policy IfEmptyOrLiveDump: %v", err)

@@ -23,9 +23,9 @@ import (
 type Open func(context.Context) (target.Target, error)
 
 // Device opens a block device that find names.
-func (n Node) Device(find func() (blockdev.ID, error), need blockdev.Need) Open {
+func (n Node) Device(find func(context.Context) (blockdev.ID, error), need blockdev.Need) Open {
 	return func(ctx context.Context) (target.Target, error) {
-		id, err := find()
+		id, err := find(ctx)
 		if err != nil {
 			return nil, err
 		}

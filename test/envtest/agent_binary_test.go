@@ -108,6 +108,8 @@ func TestAgentBinary(t *testing.T) {
 				w.must(os.MkdirAll(dir, 0o700))
 				w.must(os.Symlink(tc.target(t), filepath.Join(dir, w.claim)))
 			}
+			// A kubelet takes it away when the pod ends.
+			defer func() { w.must(os.RemoveAll(filepath.Join(kubelet, "pods", string(pod.UID)))) }()
 			w.runPod(pod, w.node)
 			c := w.await(dump, v1alpha1.ConditionSucceeded, metav1.ConditionFalse, tc.reason)
 			if !strings.Contains(c.Message, tc.says) {
