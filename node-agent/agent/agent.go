@@ -297,6 +297,9 @@ func (a *Agent) work(ctx context.Context, j *job, p Part, o engine.Options, limi
 		j.cancel(engine.ErrCanceled) // what the process before this one has begun is only ended
 	}
 	report, err := a.Dump(ctx, j.dump, o)
+	a.mu.Lock()
+	j.unthawed = false
+	a.mu.Unlock()
 	if reported == nil {
 		p = pub.stop()
 	}

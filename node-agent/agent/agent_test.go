@@ -409,7 +409,9 @@ func TestReportedBeforeTheThaw(t *testing.T) {
 
 // TestThawBeforeTheReport: memory is thawed while the API server is away. The dump goes on to be reported, and no other is begun until then.
 func TestThawBeforeTheReport(t *testing.T) {
-	b := newBench(t, newDump("d"))
+	second := newDump("e")
+	second.UID = "99999999-2222-3333-4444-555555555555"
+	b := newBench(t, newDump("d"), second)
 	b.reconcile("d")
 	<-b.node.began
 	var tries atomic.Int32
@@ -422,6 +424,9 @@ func TestThawBeforeTheReport(t *testing.T) {
 	b.waitFor("the report to be tried again and again", func() bool { return tries.Load() >= 8 })
 	if _, unloads := b.node.count(); unloads != 1 {
 		t.Error("the module stays for the sake of the API server")
+	}
+	if r := b.reconcile("e"); r.RequeueAfter == 0 {
+		t.Error("the next dump has nothing to wait for but the report, and is not looked at again")
 	}
 	b.api.setRefuse(nil)
 	b.waitIdle()
