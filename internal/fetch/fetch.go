@@ -196,7 +196,7 @@ func (f *Fetcher) checkRivals(ctx context.Context, dump *v1alpha1.LiveDump, s so
 	}
 	for i := range all.Items {
 		other := &all.Items[i]
-		if c := findCondition(other, v1alpha1.ConditionSucceeded); other.UID == dump.UID || c != nil && c.Status != "Unknown" {
+		if other.UID == dump.UID || other.Ended() {
 			continue
 		}
 		for _, claim := range other.Spec.Target.Claims() {
