@@ -139,6 +139,12 @@ static inline unsigned int ld_pcp_order(unsigned int list)
 # define LD_PATCH_HAS_HOW	0
 #endif
 
+/*
+ * What a driver's mmap_prepare() asks to be mapped is mapped by functions of their own: of a range
+ * with the arguments of remap_pfn_range() from 6.18, with a struct mmap_action since 7.1
+ * (LD_HAS_REMAP_ACTION); of pages with that in any case, where there is such (LD_HAS_MAP_ACTION).
+ */
+
 /* PREEMPT_RT's headers tell sparse that spin_trylock() takes a lock, but not of its end. */
 #ifdef CONFIG_PREEMPT_RT
 # define ld_spin_unlock_tried(l) \

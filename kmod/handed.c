@@ -14,8 +14,9 @@
  * program may have large ones.  Not pages of which a program's call has the struct page in hand:
  * inflight.c finds them.
  *
- * The pages that a balloon takes from the machine are handed over too, in a way: the hypervisor
- * throws away what is in them.
+ * The pages that a balloon or virtio-mem takes from the machine are handed over too, in a way: the
+ * hypervisor throws away what is in them.  These calls are remembered by themselves: virtio-mem's
+ * may take seconds.
  */
 #include <linux/dma-direction.h>
 #include <linux/kprobes.h>
@@ -33,6 +34,8 @@
 #define RANGE_MAX	((1UL << RANGE_SHIFT) - 1)
 /* No call has more pieces: what is no list must not keep us here. */
 #define PIECES_MAX	4096
+/* Copies for one range that is emptied, for all of them are made with interrupts off. */
+#define EMPTIED_MAX	4096
 
 #define ANSWER_US	1000000
 #define SWITCH_PATIENCE	(5 * HZ)
@@ -40,32 +43,41 @@
 static struct recent {
 	unsigned long ranges[RECENT_MAX];
 	atomic_t nr;
-} by_devices, by_programs;
+} by_devices, by_programs, to_hypervisor;
 static bool armed, answered = true;
 static bool wanted_on, are_on;
 static DECLARE_WAIT_QUEUE_HEAD(switched);
 
-static void hand_pages(struct recent *recent, unsigned long pfn, unsigned long n)
+/* Of n pages, those that there are: addresses on a bus need not be those of memory. */
+static unsigned long pages_there(unsigned long pfn, unsigned long n)
 {
 	unsigned long max = READ_ONCE(ld_max_pfn);
 
-	/* Addresses on a bus need not be those of memory. */
-	if (pfn >= max)
-		return;
-	n = min(n, max - pfn);
-	if (!READ_ONCE(ld_watch_frozen)) {
-		unsigned int i = atomic_inc_return(&recent->nr);
+	return pfn < max ? min(n, max - pfn) : 0;
+}
 
-		WRITE_ONCE(recent->ranges[i % RECENT_MAX],
-			   pfn << RANGE_SHIFT | min(n, RANGE_MAX));
-		/*
-		 * If the stop came in between, the range may be too late for those who look
-		 * for it: then the pages are saved.  Same CPU, so program order will do.
-		 */
-		barrier();
-		if (!READ_ONCE(ld_watch_frozen))
-			return;
-	}
+/* Before the stop a range is remembered.  False: it is after it, and the pages are to be saved. */
+static bool remember(struct recent *recent, unsigned long pfn, unsigned long n)
+{
+	unsigned int i;
+
+	if (READ_ONCE(ld_watch_frozen))
+		return false;
+	i = atomic_inc_return(&recent->nr);
+	WRITE_ONCE(recent->ranges[i % RECENT_MAX], pfn << RANGE_SHIFT | min(n, RANGE_MAX));
+	/*
+	 * If the stop came in between, the range may be too late for those who look
+	 * for it: then the pages are saved.  Same CPU, so program order will do.
+	 */
+	barrier();
+	return !READ_ONCE(ld_watch_frozen);
+}
+
+static void hand_pages(struct recent *recent, unsigned long pfn, unsigned long n)
+{
+	n = pages_there(pfn, n);
+	if (!n || remember(recent, pfn, n))
+		return;
 	for (; n; n--, pfn++)
 		if (!ld_pages_need_no_copy(pfn, 1))
 			ld_page_save(pfn);
@@ -120,6 +132,14 @@ static int on_map_phys(struct kprobe *p, struct pt_regs *regs)
 {
 	if (device_writes(regs->cx))
 		hand(regs->si, regs->dx);
+	return 0;
+}
+
+/* (device, state, physical address, offset in the state, size, direction) */
+static int on_link(struct kprobe *p, struct pt_regs *regs)
+{
+	if (device_writes(regs->r9))
+		hand(regs->dx, regs->r8);
 	return 0;
 }
 
@@ -227,6 +247,13 @@ static int on_insert_frame(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
+/* The same with flags in the page frame's highest bits (to 6.16). */
+static int on_insert_mixed(struct kprobe *p, struct pt_regs *regs)
+{
+	hand_pages(&by_programs, regs->dx & (PTE_PFN_MASK >> PAGE_SHIFT), 1);
+	return 0;
+}
+
 /* (area, address, page frame, size, ...) */
 static int on_insert_frames(struct kprobe *p, struct pt_regs *regs)
 {
@@ -234,10 +261,35 @@ static int on_insert_frames(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
+#ifdef LD_HAS_REMAP_ACTION
+/* (area, action): what a driver wanted to be mapped once the area is there */
+static int on_remap_action(struct kprobe *p, struct pt_regs *regs)
+{
+	const struct mmap_action *a = (const struct mmap_action *)regs->si;
+
+	hand_pages(&by_programs, a->remap.start_pfn,
+		   (a->remap.size + PAGE_SIZE - 1) >> PAGE_SHIFT);
+	return 0;
+}
+#else
+# define on_remap_action	on_insert_frames
+#endif
+
+#ifdef LD_HAS_MAP_ACTION
+/* (area, action) */
+static int on_map_action(struct kprobe *p, struct pt_regs *regs)
+{
+	const struct mmap_action *a = (const struct mmap_action *)regs->si;
+
+	map_pages(a->map_kernel.pages, a->map_kernel.nr_pages);
+	return 0;
+}
+#endif
+
 /* (balloon, page) */
 static int on_balloon(struct kprobe *p, struct pt_regs *regs)
 {
-	hand_pages(&by_devices, page_to_pfn((struct page *)regs->si), 1);
+	hand_pages(&to_hypervisor, page_to_pfn((struct page *)regs->si), 1);
 	return 0;
 }
 
@@ -248,7 +300,49 @@ static int on_balloon_list(struct kprobe *p, struct pt_regs *regs)
 	struct page *page;
 
 	list_for_each_entry(page, pages, lru)
-		hand_pages(&by_devices, page_to_pfn(page), 1);
+		hand_pages(&to_hypervisor, page_to_pfn(page), 1);
+	return 0;
+}
+
+/* (number, page frames): Xen's balloon; no guest that we run in has other numbers for them */
+static int on_balloon_frames(struct kprobe *p, struct pt_regs *regs)
+{
+	const unsigned long *pfns = (const unsigned long *)regs->si;
+	u32 i, n = min_t(u32, regs->di, PIECES_MAX);
+
+	for (i = 0; i < n; i++)
+		hand_pages(&to_hypervisor, pfns[i], 1);
+	return 0;
+}
+
+/*
+ * The kernel's own callers want huge pages and buffers, try many ranges for one, and write what
+ * they get through mappings that we protect.  The return address is on top of the stack: the probe
+ * is before anything is pushed.
+ */
+static bool for_virtio_mem(const struct pt_regs *regs)
+{
+	unsigned long caller = *(const unsigned long *)regs->sp;
+
+	return IS_BUILTIN(CONFIG_VIRTIO_MEM) || (caller >= MODULES_VADDR && caller < MODULES_END);
+}
+
+/* (first page frame, end, ...): what is in use there is moved away, the range is the caller's. */
+static int on_emptied(struct kprobe *p, struct pt_regs *regs)
+{
+	unsigned long pfn = regs->di, n = pages_there(pfn, regs->si - pfn);
+	unsigned int copies = 0;
+
+	if (!n || !for_virtio_mem(regs) || remember(&to_hypervisor, pfn, n))
+		return 0;
+	for (; n; n--, pfn++) {
+		if (ld_pages_need_no_copy(pfn, 1))
+			continue;
+		if (copies == EMPTIED_MAX)
+			ld_page_uncover_late(pfn);
+		else if (ld_page_save(pfn) == LD_SAVED_COPY)
+			copies++;
+	}
 	return 0;
 }
 
@@ -269,6 +363,7 @@ static const struct {
 } targets[] = {
 	{ "dma_map_page_attrs", on_map_page, GROUP_PAGE },
 	{ "dma_map_phys", on_map_phys, GROUP_PAGE },
+	{ "dma_iova_link", on_link, 0 },
 	{ "dma_map_sg_attrs", on_list, GROUP_LIST },
 	{ "dma_map_sgtable", on_map_table, 0 },
 	{ "dma_sync_single_for_device", on_sync, 0 },
@@ -282,6 +377,9 @@ static const struct {
 	{ "virtqueue_add_inbuf_cache_clean", on_add, 0 },
 	{ "balloon_page_enqueue", on_balloon, 0 },
 	{ "balloon_page_list_enqueue", on_balloon_list, 0 },
+	{ "xenmem_reservation_decrease", on_balloon_frames, 0 },
+	{ "alloc_contig_range", on_emptied, 0 },
+	{ "alloc_contig_range_noprof", on_emptied, 0 },		/* since 6.10 */
 	{ "finish_fault", on_fault, GROUP_FAULT },
 	{ "vm_insert_page", on_insert, GROUP_INSERT },
 	{ "vm_insert_pages", on_insert_several, 0 },
@@ -290,7 +388,13 @@ static const struct {
 	{ "vmf_insert_page_mkwrite", on_insert_at_fault, 0 },
 	{ "vmf_insert_pfn", on_insert_frame, 0 },
 	{ "vmf_insert_pfn_prot", on_insert_frame, 0 },
+	{ "vmf_insert_mixed", on_insert_mixed, 0 },
+	{ "vmf_insert_mixed_mkwrite", on_insert_mixed, 0 },
 	{ "remap_pfn_range", on_insert_frames, GROUP_FRAMES },
+	{ "remap_pfn_range_complete", on_remap_action, 0 },
+#ifdef LD_HAS_MAP_ACTION
+	{ "map_kernel_pages_complete", on_map_action, 0 },
+#endif
 };
 
 static struct kprobe probes[ARRAY_SIZE(targets)];
@@ -397,6 +501,7 @@ void ld_handed_mark(void)
 {
 	mark(&by_devices);
 	mark(&by_programs);
+	mark(&to_hypervisor);
 }
 
 void ld_handed_exit(void)

@@ -280,6 +280,7 @@ void ld_page_trace(unsigned long pfn, enum ld_saved saved);
 bool ld_pages_need_no_copy(unsigned long pfn, unsigned long nr);
 int ld_page_copy_in_stop(unsigned long pfn);
 void ld_page_uncover(unsigned long pfn);
+void ld_page_uncover_late(unsigned long pfn);
 void ld_page_lose(unsigned long pfn);
 void ld_page_set_class(unsigned long pfn, u32 class_id);
 void ld_page_force_class(unsigned long pfn, u32 class_id);

@@ -350,6 +350,13 @@ void ld_page_uncover(unsigned long pfn)
 		set_bit(pfn, ld_uncovered);
 }
 
+/* After it: the page is about to change, and no copy is made. */
+void ld_page_uncover_late(unsigned long pfn)
+{
+	if (!test_and_set_bit(pfn, ld_uncovered))
+		atomic64_inc(&ld_counters.uncovered_late);
+}
+
 /* memcpy() that ends early where nothing is mapped. */
 static bool read_safe(void *dst, const void *src, size_t n)
 {
