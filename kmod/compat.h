@@ -139,6 +139,13 @@ static inline unsigned int ld_pcp_order(unsigned int list)
 # define LD_PATCH_HAS_HOW	0
 #endif
 
+/* Can the kernel map struct pages of huge pages anew, to give away what it needs no more? */
+#if defined(CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP) || defined(CONFIG_HUGETLB_PAGE_FREE_VMEMMAP)
+# define LD_REMAPS_VMEMMAP	1
+#else
+# define LD_REMAPS_VMEMMAP	0
+#endif
+
 /*
  * What a driver's mmap_prepare() asks to be mapped is mapped by functions of their own: of a range
  * with the arguments of remap_pfn_range() from 6.18, with a struct mmap_action since 7.1

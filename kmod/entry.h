@@ -182,6 +182,28 @@ static inline bool entry_touches(const struct ld_va_range *r, unsigned long va, 
 ld_entry *ld_walk(unsigned long va, int *level, ld_entry *value);
 
 /**
+ * ld_walk_as_of_stop() - what ld_walk() would have found in the stop
+ * @va: an address in the direct map, vmemmap or the kernel image
+ * @level: out, the leaf's level
+ * @value: out, its value, with our marks or without
+ *
+ * Context: process context, after the stop.
+ * Return: false if nothing was mapped there, or that is not known.
+ */
+bool ld_walk_as_of_stop(unsigned long va, int *level, ld_entry *value);
+
+/**
+ * ld_wp_open() - do what a write fault at an address does
+ * @va: an address in the direct map, vmemmap or the kernel image
+ *
+ * Then no leaf that is protected is on the way to @va, and none will be: the page is saved and its
+ * entry writable.
+ *
+ * Context: any, while memory is frozen.
+ */
+void ld_wp_open(unsigned long va);
+
+/**
  * ld_split_leaf() - replace a huge leaf by a table whose pieces carry the leaf's state
  * @e: the leaf's entry
  * @v: its value
@@ -331,6 +353,15 @@ static inline u64 ld_eager_protect(void) { return 0; }
  */
 int ld_restore_prepare(void);
 void ld_restore_release(void);
+
+/**
+ * ld_restore_keep_split() - the kernel walks the table of an address of vmemmap: it is not joined
+ * @va: the address
+ *
+ * Context: any, between ld_restore_prepare() and ld_restore_release(), before the kernel reads the
+ * entry that points to the table.
+ */
+void ld_restore_keep_split(unsigned long va);
 
 /**
  * struct ld_marked - entries that have one of our marks

@@ -12,15 +12,43 @@
 
 #define JOINS_AT_ONCE	8192
 
-
 /* A table that was taken out in favour of a huge leaf. */
 struct ld_join {
+	unsigned long va;
 	ld_entry *e;
 	ld_entry leaf;
 	ld_entry *table;
 };
 /* Allocated beforehand: restoring must not depend on free memory. */
 static struct ld_join *joins_room;
+/*
+ * A bit for each 2 MiB of vmemmap whose table the kernel walks to give away struct pages of huge
+ * pages (watch.c).  It does that under a lock that can't be taken from here, with preemption on, so
+ * that no grace period ends it.
+ *
+ * Invariant: a table of ours that such a walk is in has its bit set.  The bit is set before the
+ * walk reads the entry that points to the table, and looked at again after that entry was
+ * exchanged for a leaf.  Both are atomic operations and so full barriers: either the walk finds
+ * the leaf, or we find the bit.
+ */
+static unsigned long *keep_split;
+
+static unsigned long nr_keep_split(void)
+{
+	return (ld_vmemmap.end - ld_vmemmap.start) >> PMD_SHIFT;
+}
+
+void ld_restore_keep_split(unsigned long va)
+{
+	if (va >= ld_vmemmap.start && va < ld_vmemmap.end)
+		set_bit((va - ld_vmemmap.start) >> PMD_SHIFT, keep_split);
+}
+
+static bool is_kept_split(unsigned long va, int level)
+{
+	return level == LEVEL_PMD && va >= ld_vmemmap.start && va < ld_vmemmap.end &&
+	       test_bit((va - ld_vmemmap.start) >> PMD_SHIFT, keep_split);
+}
 
 /*
  * Calls fn for every entry of levels 3 to 1 that is present or has marks, children before
@@ -301,14 +329,14 @@ static void find_joins(ld_entry *e, ld_entry v, int level, unsigned long va, voi
 	if (level != j->level || !(v & _PAGE_PRESENT) || is_leaf(v, level) ||
 	    j->n == JOINS_AT_ONCE)
 		return;
-	if (pfn >= ld_max_pfn || !test_bit(pfn, ld_self))
-		return;		/* not a table of ours */
+	if (pfn >= ld_max_pfn || !test_bit(pfn, ld_self) || is_kept_split(va, level))
+		return;		/* not a table of ours, or the kernel may be in it */
 	leaf = joined_value(child_table(v), level);
 	if (!leaf)
 		return;		/* the kernel has changed a piece: the table is the kernel's now */
 	if (cmpxchg(e, v, leaf) != v)
 		return;
-	j->v[j->n++] = (struct ld_join){ .e = e, .leaf = leaf, .table = child_table(v) };
+	j->v[j->n++] = (struct ld_join){ .va = va, .e = e, .leaf = leaf, .table = child_table(v) };
 }
 
 /*
@@ -331,18 +359,21 @@ static void join_level(int level, struct ld_joins *j)
 		for (i = 0; i < j->n; i++) {
 			struct ld_join *k = &j->v[i];
 			const ld_entry ad = _PAGE_ACCESSED | _PAGE_DIRTY;
+			bool kept = is_kept_split(k->va, level), back;
 
-			if (!((joined_value(k->table, level) ^ k->leaf) & ~ad)) {
+			if (!kept && !((joined_value(k->table, level) ^ k->leaf) & ~ad)) {
 				atomic64_inc(&ld_counters.tables_joined);
 				continue;
 			}
-			if (cmpxchg(k->e, k->leaf, table_value(k->table)) == k->leaf) {
+			back = cmpxchg(k->e, k->leaf, table_value(k->table)) == k->leaf;
+			/* One that is walked may not be used for anything else, in place or not. */
+			if (back || kept) {
 				unsigned long pfn = __pa(k->table) >> PAGE_SHIFT;
 
 				clear_bit(pfn, ld_self);
 				ld_reserve_give_away(pfn);
-				put_back = true;
 			}
+			put_back |= back;
 		}
 		if (put_back)
 			ld_flush_tlb_all_cpus(0);
@@ -403,12 +434,14 @@ int ld_restore_prepare(void)
 	code = ld_alloc(array_size(CODE_MAX, sizeof(*code)));
 	code_then = ld_zalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
 	code_pfns = ld_zalloc(BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
-	if (!joins_room || !code || !code_then || !code_pfns)
+	keep_split = ld_zalloc(BITS_TO_LONGS(nr_keep_split()) * sizeof(long));
+	if (!joins_room || !code || !code_then || !code_pfns || !keep_split)
 		return -ENOMEM;
 	/* Written while entries are protected still. */
 	ld_wp_add_own(code, array_size(CODE_MAX, sizeof(*code)));
 	ld_wp_add_own(code_then, BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
 	ld_wp_add_own(code_pfns, BITS_TO_LONGS(ld_max_pfn) * sizeof(long));
+	ld_wp_add_own(keep_split, BITS_TO_LONGS(nr_keep_split()) * sizeof(long));
 	return 0;
 }
 
@@ -422,4 +455,6 @@ void ld_restore_release(void)
 	code_then = NULL;
 	vfree(code_pfns);
 	code_pfns = NULL;
+	vfree(keep_split);
+	keep_split = NULL;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Three ways to write a page that come into being after the stop, and that no protection of
+ * Four ways to write a page that come into being after the stop, and that no protection of
  * the mappings of the stop can see:
  *
  *	vmap() and its like	map pages that are in use once more
@@ -8,6 +8,12 @@
  *				tracing, BPF)
  *	set_memory_rw() and	make entries writable that the kernel had made read-only before
  *	freeing code		the stop, so that we had nothing to protect
+ *	huge pages of the pool	whose struct pages the kernel maps anew, so as to give most of
+ *				them away (vm.hugetlb_optimize_vmemmap): it replaces their leaf
+ *				of 2 MiB, protected or not, by a table of writable entries
+ *
+ * Before the last we split such a leaf ourselves: then the kernel changes entries of the few pages
+ * that it gives away, and the others stay as they are.
  *
  * All go through few functions of the kernel.  A kprobe on each saves the pages before
  * they can be written.  The probes are there for as long as the module is: registering one makes
@@ -25,11 +31,12 @@
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include "compat.h"
-#include "livedump.h"
+#include "entry.h"
 
 /* Calls that are remembered; what is older is done. */
 #define MAPS_MAX	256	/* a power of two, as is the other */
 #define PATCHES_MAX	16
+#define REMAPS_MAX	64
 
 struct ld_map_call {
 	const struct task_struct *task;
@@ -41,7 +48,9 @@ struct ld_map_call {
 
 static struct ld_map_call maps[MAPS_MAX];
 static unsigned long patches[PATCHES_MAX];	/* addresses */
-static atomic_t nr_maps, nr_patches;
+/* First address, of 2 MiB, and in the bits below how many: the stop may come between two writes. */
+static unsigned long remaps[REMAPS_MAX];
+static atomic_t nr_maps, nr_patches, nr_remaps;
 bool ld_watch_frozen;
 
 u32 ld_watch_missing;
@@ -139,6 +148,37 @@ static int on_direct_map_invalid(struct kprobe *p, struct pt_regs *regs)
 	return 0;
 }
 
+/* The kernel may take leaves of vmemmap apart from here on. */
+static void note_remap(unsigned long start, unsigned long end)
+{
+	unsigned long va = start & PMD_MASK;
+	unsigned long n = min((end - va + PMD_SIZE - 1) >> PMD_SHIFT, ~PMD_MASK);
+
+	if (!READ_ONCE(ld_watch_frozen)) {
+		unsigned int i = atomic_inc_return(&nr_remaps);
+
+		WRITE_ONCE(remaps[i % REMAPS_MAX], va | n);
+		/* As in note_map(). */
+		barrier();
+		if (!READ_ONCE(ld_watch_frozen))
+			return;
+	}
+	for (; va < end; va += PMD_SIZE) {
+		ld_restore_keep_split(va);
+		ld_wp_open(max(va, start));
+	}
+}
+
+/* (start, end, ...) */
+static int on_remap_vmemmap(struct kprobe *p, struct pt_regs *regs)
+{
+	note_remap(regs->di, regs->si);
+	return 0;
+}
+
+/* Not told to others: where it is not watched that counts as LIVEDUMP_UNWATCHED_ATTRIBUTES. */
+#define GROUP_REMAP	BIT(31)
+
 /*
  * One of a group must be there.  All of a group that are there are probed, the inner ones
  * too: a compiler may have put a copy of the outer one into its caller.
@@ -155,6 +195,7 @@ static const struct {
 	  LIVEDUMP_UNWATCHED_CODE },
 	{ "set_memory_rw", on_set_memory, LIVEDUMP_UNWATCHED_ATTRIBUTES },
 	{ "set_direct_map_invalid_noflush", on_direct_map_invalid, LIVEDUMP_UNWATCHED_ATTRIBUTES },
+	{ "vmemmap_remap_range", on_remap_vmemmap, GROUP_REMAP },
 };
 
 static struct kprobe probes[ARRAY_SIZE(targets)];
@@ -217,19 +258,24 @@ int ld_probe_entry(struct kprobe *p, const char *symbol, kprobe_pre_handler_t ha
 
 void ld_watch_init(void)
 {
+	u32 missing = LIVEDUMP_UNWATCHED_MAPPINGS | LIVEDUMP_UNWATCHED_CODE |
+		      LIVEDUMP_UNWATCHED_ATTRIBUTES | (LD_REMAPS_VMEMMAP ? GROUP_REMAP : 0);
 	int i;
 
-	ld_watch_missing = LIVEDUMP_UNWATCHED_MAPPINGS | LIVEDUMP_UNWATCHED_CODE |
-			   LIVEDUMP_UNWATCHED_ATTRIBUTES;
 	for (i = 0; i < ARRAY_SIZE(targets); i++) {
 		int err = ld_probe_entry(&probes[i], targets[i].symbol, targets[i].handler, 0);
 
 		registered[i] = !err;
 		if (!err)
-			ld_watch_missing &= ~targets[i].group;
+			missing &= ~targets[i].group;
 		else if (err != -ENOENT)
 			pr_warn("cannot probe %s: %d\n", targets[i].symbol, err);
 	}
+	if (missing & GROUP_REMAP) {
+		pr_warn("struct pages that are mapped anew after the stop will not be noticed\n");
+		missing |= LIVEDUMP_UNWATCHED_ATTRIBUTES;
+	}
+	ld_watch_missing = missing & ~GROUP_REMAP;
 	if (ld_watch_missing & LIVEDUMP_UNWATCHED_MAPPINGS)
 		pr_warn("mappings of pages in use that are made after the stop will not be noticed\n");
 	if (ld_watch_missing & LIVEDUMP_UNWATCHED_CODE)
@@ -269,8 +315,36 @@ static bool last_of_task(const struct ld_map_call *c)
 	return true;
 }
 
-/* After the stop: what was about to be mapped. */
-void ld_watch_mark(void)
+/*
+ * A leaf of vmemmap that was there in the stop, and that the kernel was about to take apart: if it
+ * was done with it, it had left a table.
+ */
+static void mark_remapped(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < REMAPS_MAX; i++) {
+		unsigned long va = remaps[i] & PMD_MASK;
+		unsigned long end = va + (remaps[i] & ~PMD_MASK) * PMD_SIZE;
+
+		for (; va < end; va += PMD_SIZE) {
+			unsigned long pfn, left;
+			ld_entry v;
+			int level;
+
+			ld_restore_keep_split(va);
+			if (!ld_walk_as_of_stop(va, &level, &v) || level != LEVEL_PMD)
+				continue;
+			pfn = leaf_pfn(v, level);
+			/* As below. */
+			for (left = PT_ENTRIES; left; left--, pfn++)
+				if (ld_page_is_ram(pfn))
+					set_bit(pfn, ld_uncovered);
+		}
+	}
+}
+
+static void mark_mapped(void)
 {
 	unsigned long first = (unsigned long)pfn_to_page(0);
 	unsigned long end = (unsigned long)pfn_to_page(ld_max_pfn);
@@ -295,6 +369,13 @@ void ld_watch_mark(void)
 		}
 		cond_resched();
 	}
+}
+
+/* After the stop: what was about to be mapped. */
+void ld_watch_mark(void)
+{
+	mark_mapped();
+	mark_remapped();
 }
 
 /*

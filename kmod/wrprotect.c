@@ -81,8 +81,8 @@ unsigned long ld_va_to_pfn(unsigned long va)
 	return leaf_pfn(v, level) + ((va & (level_size(level) - 1)) >> PAGE_SHIFT);
 }
 
-/* The same as of the stop, if the tables are such as the stop copies. */
-unsigned long ld_va_to_pfn_as_of_stop(unsigned long va)
+/* The same as of the stop, if the tables are such as the stop copies.  False: nothing was there. */
+bool ld_walk_as_of_stop(unsigned long va, int *level, ld_entry *value)
 {
 	ld_entry *e = entry_in(top_table(), va, top_level());
 	int l = top_level();
@@ -91,11 +91,24 @@ unsigned long ld_va_to_pfn_as_of_stop(unsigned long va)
 		ld_entry v;
 
 		if (!ld_read_as_of_stop(&v, (unsigned long)e, sizeof(v)) || !(v & _PAGE_PRESENT))
-			return ULONG_MAX;
-		if (is_leaf(v, l))
-			return leaf_pfn(v, l) + ((va & (level_size(l) - 1)) >> PAGE_SHIFT);
+			return false;
+		if (is_leaf(v, l)) {
+			*level = l;
+			*value = v;
+			return true;
+		}
 		e = entry_in(child_table(v), va, --l);
 	}
+}
+
+unsigned long ld_va_to_pfn_as_of_stop(unsigned long va)
+{
+	ld_entry v;
+	int level;
+
+	if (!ld_walk_as_of_stop(va, &level, &v))
+		return ULONG_MAX;
+	return leaf_pfn(v, level) + ((va & (level_size(level) - 1)) >> PAGE_SHIFT);
 }
 
 /* Can nobody write through va without a fault? */
@@ -321,6 +334,11 @@ static unsigned int mend(unsigned long va, bool may_split)
 	}
 	atomic64_inc(&ld_counters.faults);
 	return what;
+}
+
+void ld_wp_open(unsigned long va)
+{
+	mend(va, true);
 }
 
 /*

@@ -17,19 +17,40 @@ const (
 	hugetlbFile  = "/proc/sys/vm/nr_hugepages"
 	hugetlbPages = 16
 	hugetlbSize  = 2 << 20
+	// optimizeFile is there where the kernel can give away most struct pages of such pages.
+	optimizeFile = "/proc/sys/vm/hugetlb_optimize_vmemmap"
 )
 
 var hugetlbLoad = load{
 	name:  "hugetlb",
 	about: "huge pages of the pool (hugetlb), gathered, used and given back",
 	start: func(e *env) (*work, error) {
-		before, err := os.ReadFile(hugetlbFile)
-		if err != nil {
+		if err := e.restoreAtEnd(hugetlbFile); err != nil {
 			return nil, err
 		}
-		e.atEnd(func() error { return os.WriteFile(hugetlbFile, before, 0) })
 		return &work{round: hugetlbRound}, nil
 	},
+}
+
+var hugetlbOptimizedLoad = load{
+	name:  "hugetlb-vmemmap",
+	about: "the same, and the kernel maps their struct pages anew to give most of these away",
+	start: func(e *env) (*work, error) {
+		if err := errors.Join(e.restoreAtEnd(optimizeFile), os.WriteFile(optimizeFile, []byte("1"), 0)); err != nil {
+			return nil, err
+		}
+		return hugetlbLoad.start(e)
+	},
+}
+
+// restoreAtEnd writes to a file at the end what is in it now.
+func (e *env) restoreAtEnd(file string) error {
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	e.atEnd(func() error { return os.WriteFile(file, before, 0) })
+	return nil
 }
 
 // hugetlbRound has the kernel gather huge pages, uses one of them, and gives all back.

@@ -41,7 +41,7 @@ import (
 // loads are all there are, in the order of "load list".
 var loads = []load{
 	allocLoad, slabLoad, vmallocLoad, forkLoad, ext4Load, xfsLoad, networkLoad,
-	moduleLoad, bpfLoad, hotplugLoad, compactLoad, thpLoad, hugetlbLoad, limitLoad,
+	moduleLoad, bpfLoad, hotplugLoad, compactLoad, thpLoad, hugetlbLoad, hugetlbOptimizedLoad, limitLoad,
 }
 
 func init() {
