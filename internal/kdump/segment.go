@@ -46,7 +46,7 @@ const (
 var segmentMagic = []byte("LDJOURNL")
 
 const (
-	segmentVersion = 2 // 1 had SHA-256 of chunks
+	segmentVersion = 2   // 1 had SHA-256 of chunks
 	segmentSeal    = 256 // offset of the head's own checksum
 	segmentAll     = 1   // flag
 

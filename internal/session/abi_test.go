@@ -103,7 +103,7 @@ var abiNumbers = map[string]uint64{
 	"LIVEDUMP_REFUSAL_STACKS": uint64(RefusalStacks), "LIVEDUMP_REFUSAL_LAYOUT": uint64(RefusalLayout),
 	"LIVEDUMP_REFUSAL_VMCOREINFO": uint64(RefusalVMCoreInfo), "LIVEDUMP_REFUSAL_TSC": uint64(RefusalTSC),
 	"LIVEDUMP_REFUSAL_MEMORY": uint64(RefusalMemory), "LIVEDUMP_REFUSAL_SHUTDOWN": uint64(RefusalShutdown),
-	"LIVEDUMP_PAGE_COPY":      uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
+	"LIVEDUMP_PAGE_COPY": uint64(PageCopy), "LIVEDUMP_PAGE_LOST": uint64(PageLost),
 	"LIVEDUMP_PAGE_UNCOVERED": uint64(PageUncovered), "LIVEDUMP_PAGE_TABLE": uint64(PageTable),
 	"LIVEDUMP_UNWATCHED_MAPPINGS": uint64(UnwatchedMappings), "LIVEDUMP_UNWATCHED_CODE": uint64(UnwatchedCode),
 	"LIVEDUMP_UNWATCHED_ATTRIBUTES": uint64(UnwatchedAttributes), "LIVEDUMP_UNWATCHED_DMA": uint64(UnwatchedDMA),
