@@ -130,9 +130,9 @@ again:
 }
 
 /*
- * The plan is right while, from before it was made, no table has come, gone or been replaced: in the direct map and vmemmap at
- * any level, in the other ranges down to the second, for what is below is found in the
- * stop.  Checked table by table in the stop, all CPUs sharing them: 4 KiB to read for
+ * The plan is right while, from before it was made, no table has come, gone or been replaced: in
+ * the direct map and vmemmap at any level, in the other ranges down to the second, for what is
+ * below is found in the stop.  Checked table by table in the stop, all CPUs sharing them: 4 KiB to read for
  * a gigabyte of RAM, and 256 KiB for the vmalloc area.
  */
 struct ld_checked {

@@ -145,6 +145,13 @@ type bench struct {
 
 var testStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
+// secondDump is another LiveDump for the node.
+func secondDump() *v1alpha1.LiveDump {
+	second := newDump("e")
+	second.UID = "99999999-2222-3333-4444-555555555555"
+	return second
+}
+
 // newDump is a LiveDump that the agent of node n1 may take up.
 func newDump(name string) *v1alpha1.LiveDump {
 	started := metav1.NewTime(testStart)
@@ -351,8 +358,7 @@ func TestReportedBeforeTheThaw(t *testing.T) {
 		{"failed", v1alpha1.ReasonReserveExhausted, session.ErrReserveExhausted, metav1.ConditionFalse},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			second := newDump("e")
-			second.UID = "99999999-2222-3333-4444-555555555555"
+			second := secondDump()
 			b := newBench(t, newDump("d"), second)
 			b.reconcile("d")
 			<-b.node.began
@@ -409,8 +415,7 @@ func TestReportedBeforeTheThaw(t *testing.T) {
 
 // TestThawBeforeTheReport: memory is thawed while the API server is away. The dump goes on to be reported, and no other is begun until then.
 func TestThawBeforeTheReport(t *testing.T) {
-	second := newDump("e")
-	second.UID = "99999999-2222-3333-4444-555555555555"
+	second := secondDump()
 	b := newBench(t, newDump("d"), second)
 	b.reconcile("d")
 	<-b.node.began
@@ -696,8 +701,7 @@ func TestLostAnswer(t *testing.T) {
 }
 
 func TestOneAtATime(t *testing.T) {
-	second := newDump("e")
-	second.UID = "99999999-2222-3333-4444-555555555555"
+	second := secondDump()
 	b := newBench(t, newDump("d"), second)
 	b.reconcile("d")
 	<-b.node.began

@@ -50,6 +50,7 @@ uint64_t now_ms(void);
 uint64_t slowness(void);
 void write_file(const char *path, const char *text, int *err);
 unsigned long read_number(const char *path);
+unsigned long read_hex(const char *path);	/* without 0x */
 /* Polls until the condition holds; fails after a minute. */
 #define WAIT_FOR(condition)							\
 	do {									\

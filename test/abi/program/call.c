@@ -200,13 +200,23 @@ void write_file(const char *path, const char *text, int *err)
 	close(fd);
 }
 
-unsigned long read_number(const char *path)
+static unsigned long read_as(const char *path, const char *format)
 {
 	FILE *f = fopen(path, "re");
 	unsigned long n;
 
-	if (!f || fscanf(f, "%lu", &n) != 1)
+	if (!f || fscanf(f, format, &n) != 1)
 		fail("no number in %s", path);
 	fclose(f);
 	return n;
+}
+
+unsigned long read_number(const char *path)
+{
+	return read_as(path, "%lu");
+}
+
+unsigned long read_hex(const char *path)
+{
+	return read_as(path, "%lx");
 }

@@ -1274,17 +1274,6 @@ static void memory_hotplug(void)
 	say("case: %s was refused to go on- and offline", block);
 }
 
-static unsigned long read_hex(const char *path)
-{
-	FILE *f = fopen(path, "r");
-	unsigned long n;
-
-	if (!f || fscanf(f, "%lx", &n) != 1)
-		fail("%s: no number", path);
-	fclose(f);
-	return n;
-}
-
 /* Dumps the kernel; how many page frames of these came. */
 static unsigned long reported_of(unsigned long first, unsigned long pages, struct livedump_freeze *f)
 {
